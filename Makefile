@@ -1,0 +1,48 @@
+# Each target sets up .venv first if it is not there yet; a second call does not do so again.
+PYTHON ?= python3
+BIN := .venv/bin
+NOTEBOOKS := $(sort $(wildcard nbs/*.ipynb))
+# Two workers with one thread each get through the tests faster than one worker with two threads.
+WORKERS ?= 2
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: setup demo test lab check export clean lint execute
+
+setup: .venv/ready
+
+.venv/ready: settings.ini setup.py pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv torch
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/python -m cfvae demo
+
+test: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --nbmake --nbmake-timeout=600 -q tests $(NOTEBOOKS)
+
+lab: setup
+	$(BIN)/jupyter lab nbs
+
+# The notebooks are the source: write cfvae/*.py from them.
+export: setup
+	$(BIN)/nbdev_export
+
+# Drop what would differ from one run to the next.
+clean: setup
+	$(BIN)/nbdev_clean
+
+lint: setup
+	$(BIN)/ruff check cfvae tests setup.py
+
+# Run every notebook, or those named in NOTEBOOKS=..., and keep the outputs.
+execute: setup
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=900 $(NOTEBOOKS)
+	$(BIN)/nbdev_clean
+
+# What has to hold before a change lands: everything passes, and nothing in the tree changes by it.
+check: setup
+	@before="$$(git status --porcelain)"; $(MAKE) export test clean lint && after="$$(git status --porcelain)" && \
+	  if [ "$$before" = "$$after" ]; then echo "check: fine"; else echo "check: these files changed:"; git status --porcelain; exit 1; fi
