@@ -6,7 +6,7 @@
 __all__ = ['SHAPES_TRAINING', 'ClassifierConfig', 'Classifier', 'train_classifier', 'train_shapes_classifier',
            'shapes_classifier', 'predict', 'class_accuracy']
 
-# %% ../nbs/13_evaluation.ipynb #7acfc7d1
+# %% ../nbs/13_evaluation.ipynb #0026ccf8
 import dataclasses
 import typing
 from pathlib import Path
@@ -21,7 +21,7 @@ from .data import FACTORS, Shapes
 from .pipeline import load_local
 from .training import ProgressBar, TrainingConfig, fit
 
-# %% ../nbs/13_evaluation.ipynb #c75cb43e
+# %% ../nbs/13_evaluation.ipynb #0df1bcca
 @dataclasses.dataclass(frozen=True)
 class ClassifierConfig:
     "Sizes of a small convolutional classifier."
@@ -57,7 +57,7 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
     ) -> torch.Tensor:
         return self.answer(self.features(x))
 
-# %% ../nbs/13_evaluation.ipynb #bf99c548
+# %% ../nbs/13_evaluation.ipynb #09cf00fd
 def train_classifier(
     dataset,  # labelled images
     config: ClassifierConfig,  # sizes
@@ -75,7 +75,7 @@ def train_classifier(
     return state.ema.module.eval()
 
 
-SHAPES_TRAINING = TrainingConfig(steps=1500, batch_size=64, learning_rate=2e-3, final_learning_rate=2e-5, ema_decay=0.99)
+SHAPES_TRAINING = TrainingConfig(steps=600, batch_size=64, learning_rate=2e-3, final_learning_rate=2e-5, ema_decay=0.99)
 
 
 def train_shapes_classifier() -> Classifier:
@@ -87,7 +87,7 @@ def shapes_classifier() -> Classifier:
     "The shipped classifier of `Shapes` at 32 pixels. Its accuracy on held-out images is in the lesson and in a test."
     return load_local(Classifier, Path(__file__).parent / "weights" / "shapes-classifier")
 
-# %% ../nbs/13_evaluation.ipynb #1824b9e8
+# %% ../nbs/13_evaluation.ipynb #88b23cc4
 @torch.no_grad()
 def predict(
     classifier: Classifier,  # any module from images to logits

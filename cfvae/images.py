@@ -8,7 +8,7 @@ __all__ = ['FORMATS', 'MAX_PIXELS', 'SUFFIXES', 'SIGNATURE', 'TRAIN_NAMES', 'VAL
            'Listing', 'list_folder', 'list_tiny_imagenet', 'Member', 'unpack', 'decode_listing', 'open_dataset',
            'require_classes']
 
-# %% ../nbs/01b_images.ipynb #d6a5ef9f
+# %% ../nbs/01b_images.ipynb #723b8ab8
 import contextlib
 import dataclasses
 import errno
@@ -34,7 +34,7 @@ from tqdm import tqdm
 from .core import CfvaeError, check
 from .data import ImageDataset, Shapes, cifar10
 
-# %% ../nbs/01b_images.ipynb #053733ba
+# %% ../nbs/01b_images.ipynb #ea22574e
 def to_rgb(
     image: Image.Image,  # any mode, already loaded
 ) -> Image.Image:
@@ -48,7 +48,7 @@ def to_rgb(
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
-# %% ../nbs/01b_images.ipynb #98654072
+# %% ../nbs/01b_images.ipynb #74a09222
 Image.init()  # registers all of Pillow's formats
 FORMATS = tuple(f for f in ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP") if f in Image.OPEN)
 MAX_PIXELS = 89_478_485  # Pillow's limit against decompression bombs
@@ -75,7 +75,7 @@ def decode_image(
         square = ImageOps.fit(to_rgb(_upright(image)), (size, size), Image.Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1)), min(width, height)
 
-# %% ../nbs/01b_images.ipynb #b7c203f4
+# %% ../nbs/01b_images.ipynb #e6806992
 def _reason(error: Exception, path: str | Path) -> str:
     "Why a file could not be read, in a few words."
     if isinstance(error, UnidentifiedImageError):
@@ -94,7 +94,7 @@ def _attempt(path: str | Path, size: int) -> tuple[np.ndarray | None, int | str]
     except Exception as error:
         return None, _reason(error, path)
 
-# %% ../nbs/01b_images.ipynb #aa720a2f
+# %% ../nbs/01b_images.ipynb #87b8f3c1
 SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS} | {".mpo", ".heic", ".heif"}
 SIGNATURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|II\*\0|MM\0\*|RIFF....WEBP", re.DOTALL)
 
@@ -112,7 +112,7 @@ def _is_image(entry: os.DirEntry) -> bool:
     except OSError:
         return False
 
-# %% ../nbs/01b_images.ipynb #1c5f6edf
+# %% ../nbs/01b_images.ipynb #3e2b5ec1
 @dataclasses.dataclass
 class Folder:
     "A folder of the tree. All names are relative to the top, with slashes between."
@@ -140,7 +140,7 @@ def _entries(folder: str) -> list[os.DirEntry]:
     except OSError as error:
         raise CfvaeError(f"cannot read the folder {printable(folder)}: {error.strerror}") from None
 
-# %% ../nbs/01b_images.ipynb #9537b476
+# %% ../nbs/01b_images.ipynb #ce50e048
 def scan_folder(
     root: str | Path,  # the top of the tree
     name: str = "",  # the folder to scan, relative to the top
@@ -164,7 +164,7 @@ def scan_folder(
             found.images.append(inner)
     return found
 
-# %% ../nbs/01b_images.ipynb #d1ad7e47
+# %% ../nbs/01b_images.ipynb #b087ae86
 def printable(
     name: str | Path,  # a file name, perhaps with bytes that are not text
 ) -> str:
@@ -178,7 +178,7 @@ def _some(names: typing.Sequence[str], limit: int = 3) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(printable(name) for name in names[:limit]) + more
 
-# %% ../nbs/01b_images.ipynb #2f8e51b6
+# %% ../nbs/01b_images.ipynb #d48faf7a
 TRAIN_NAMES, VAL_NAMES = ("train", "training"), ("val", "valid", "validation", "test", "testing")
 
 
@@ -206,7 +206,7 @@ def class_root(
             return folder if train or divided else None
         folder = inner
 
-# %% ../nbs/01b_images.ipynb #7ca08f00
+# %% ../nbs/01b_images.ipynb #10f6a7d3
 VERSION = 1  # of the decoding: raising it makes every cached array be decoded again
 
 
@@ -231,7 +231,7 @@ class Listing:
                 digest.update(b"gone " + os.fsencode(name) + b"\0")
         return digest.hexdigest()
 
-# %% ../nbs/01b_images.ipynb #68a00328
+# %% ../nbs/01b_images.ipynb #76bb118c
 def _class_folders(top: Folder) -> list[Folder]:
     "The class folders; none if the images lie flat, or all but one sub-folder's worth of them do."
     return top.folders if len(top.folders) > 1 or not top.images else []
@@ -243,7 +243,7 @@ def _left_out(top: Folder) -> tuple[str, ...]:
     notes += [f"images beside the class folders have no label and are left out: {_some(top.images)}"] if top.images else []
     return tuple(notes)
 
-# %% ../nbs/01b_images.ipynb #d6fc797f
+# %% ../nbs/01b_images.ipynb #1bcbbbe3
 def list_folder(
     root: str | Path,  # the top of any class-per-folder tree
     train: bool = True,  # the training split, or the validation split where the tree has one
@@ -265,7 +265,7 @@ def list_folder(
     images, labels = zip(*pairs, strict=True)
     return Listing(Path(root), images, labels, tuple(printable(c) for c in classes), _left_out(top))
 
-# %% ../nbs/01b_images.ipynb #cd49a073
+# %% ../nbs/01b_images.ipynb #811790d4
 def _table(path: Path) -> dict[str, str]:
     "The first two columns of a tab-separated file. Raises `CfvaeError` naming the file, or the line that has only one."
     check(path.is_file(), f"Tiny-ImageNet's layout needs the file {path.name}; for plain class folders use folder:PATH")
@@ -280,7 +280,7 @@ def _readable(codes: list[str], words: dict[str, str]) -> tuple[str, ...]:
     first = [printable(words.get(code, code)).split(",")[0].strip() for code in codes]
     return tuple(word if first.count(word) == 1 else f"{word} ({code})" for word, code in zip(first, codes, strict=True))
 
-# %% ../nbs/01b_images.ipynb #8a4b1fc1
+# %% ../nbs/01b_images.ipynb #fc0132f8
 def _tiny_top(root: Path, name: str) -> tuple[Path, dict[str, Folder], list[str]]:
     "Where the layout begins, its parts (train, val), and the sorted codes of the classes that have training images."
     top = scan_folder(root)
@@ -294,7 +294,7 @@ def _tiny_top(root: Path, name: str) -> tuple[Path, dict[str, Folder], list[str]
     check(codes, f"{name} has no training images: expected train/<code>/images/*.JPEG for the codes in wnids.txt")
     return listed.parent, parts, codes
 
-# %% ../nbs/01b_images.ipynb #fbd8f32b
+# %% ../nbs/01b_images.ipynb #094a5545
 def list_tiny_imagenet(
     root: str | Path,  # a folder with wnids.txt, words.txt, train/ and val/, or one that holds only such a folder
     train: bool = True,  # train/<code>/images, or val/images with its table
@@ -319,7 +319,7 @@ def list_tiny_imagenet(
     names, labels = zip(*kept, strict=True)
     return Listing(root, names, labels, _readable(codes, words), tuple(notes))
 
-# %% ../nbs/01b_images.ipynb #0aaefc81
+# %% ../nbs/01b_images.ipynb #0672ec7e
 ARCHIVES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", ".zip")
 BOMB_RATIO, BOMB_FLOOR = 50, 2**30  # unpacked bytes may be so many times the archive's, and always so many
 
@@ -332,7 +332,7 @@ class Member:
     kind: str  # "file", "folder", or what else it is
     open: typing.Callable[[], typing.IO[bytes]]  # for files
 
-# %% ../nbs/01b_images.ipynb #4c937734
+# %% ../nbs/01b_images.ipynb #6b8b838e
 def _tar_members(archive: Path, folder: Path) -> typing.Iterator[Member]:
     with tarfile.open(archive) as tar:
         for info in tar:
@@ -355,7 +355,7 @@ def _zip_members(archive: Path, folder: Path) -> typing.Iterator[Member]:
             check(not info.flag_bits & 1, f"{archive.name}: '{printable(info.filename)}' is encrypted; unpack it yourself and give folder:PATH")
             yield Member(info.filename, kind, lambda info=info: file.open(info))
 
-# %% ../nbs/01b_images.ipynb #14f6ddb9
+# %% ../nbs/01b_images.ipynb #d95fd4f3
 def _contained(name: str) -> bool:
     "Whether a member's name stays inside its folder, by the rules of Unix and of Windows."
     path = PureWindowsPath(name)  # takes both kinds of slash
@@ -380,7 +380,7 @@ def _unpack_into(archive: Path, folder: Path) -> None:
                 check(written <= limit, f"{shown}: more than {limit / 2**30:.0f} GiB unpacked, which looks like a bomb; unpack it yourself if you trust it")
                 out.write(block)
 
-# %% ../nbs/01b_images.ipynb #171991de
+# %% ../nbs/01b_images.ipynb #81ea4418
 @contextlib.contextmanager
 def _new_folder(target: Path, need: int = 0) -> typing.Iterator[Path]:
     "A temporary folder that becomes `target` if all goes well and vanishes if not. Raises `CfvaeError` where the disk refuses or has not `need` bytes."
@@ -402,7 +402,7 @@ def _new_folder(target: Path, need: int = 0) -> typing.Iterator[Path]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
-# %% ../nbs/01b_images.ipynb #f73c6825
+# %% ../nbs/01b_images.ipynb #f6d4f84e
 def _tag(source: Path) -> str:
     "A name for a source's entries in the cache: readable, safe for any disk, different for different places."
     return re.sub(r"[^\w-]+", "_", source.name, flags=re.ASCII)[:40] + "-" + hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:8]
@@ -414,7 +414,7 @@ def _remove_older(target: Path, prefix: str) -> None:
         if old != target and re.fullmatch(r"[0-9a-f]{16}", old.name.removeprefix(f"{prefix}-")):
             shutil.rmtree(old, ignore_errors=True)
 
-# %% ../nbs/01b_images.ipynb #041c1895
+# %% ../nbs/01b_images.ipynb #d8a30e68
 def unpack(
     archive: str | Path,  # .tar, .tar.xz, .tar.gz, .tar.bz2 or .zip
     cache: str | Path = "data/cache",  # unpacked once into a folder below this
@@ -437,7 +437,7 @@ def unpack(
     _remove_older(target, _tag(archive))
     return target
 
-# %% ../nbs/01b_images.ipynb #9547a0b7
+# %% ../nbs/01b_images.ipynb #1bae7d34
 def _decode_all(paths: typing.Sequence[str], size: int, workers: int = 2, block: int = 256) -> typing.Iterator[tuple[np.ndarray | None, int | str]]:
     "`_attempt` for every path, in order, with a progress bar on terminals only."
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(paths), desc="decoding", unit="image", disable=None, leave=False) as bar:
@@ -446,13 +446,13 @@ def _decode_all(paths: typing.Sequence[str], size: int, workers: int = 2, block:
                 yield result
                 bar.update()
 
-# %% ../nbs/01b_images.ipynb #bd1cc853
+# %% ../nbs/01b_images.ipynb #8e234e38
 def _header(file: typing.IO[bytes], count: int, size: int) -> None:
     "The .npy header for uint8 (count, 3, size, size); its length does not depend on the count."
     file.seek(0)
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (count, 3, size, size)})
 
-# %% ../nbs/01b_images.ipynb #f01d326f
+# %% ../nbs/01b_images.ipynb #7776115b
 def _store(folder: Path, decoded: typing.Iterable, names: typing.Sequence[str], labels: typing.Sequence[int], classes: tuple[str, ...], size: int) -> None:
     "Write decoded images, their labels, and what is to be told about them."
     kept, skipped, small = [], [], 0
@@ -475,7 +475,7 @@ def _store(folder: Path, decoded: typing.Iterable, names: typing.Sequence[str], 
     digest.update(np.array(kept, dtype=np.int64))
     (folder / "meta.json").write_text(json.dumps({"classes": classes, "skipped": skipped, "small": small, "fingerprint": digest.hexdigest()}))
 
-# %% ../nbs/01b_images.ipynb #dae6e901
+# %% ../nbs/01b_images.ipynb #9be6784b
 def _load(folder: Path, size: int, name: str) -> tuple[ImageDataset, int] | None:
     "The dataset in a cache folder and how many of its images were enlarged; None if it is not there or not whole."
     try:
@@ -502,7 +502,7 @@ def _cached(target: Path, prefix: str, size: int, name: str, need: int, store: t
         _remove_older(target, prefix)
     return found
 
-# %% ../nbs/01b_images.ipynb #025f51fc
+# %% ../nbs/01b_images.ipynb #401e30f2
 def decode_listing(
     listing: Listing,  # from `list_folder` or `list_tiny_imagenet`
     size: int,  # side of the squares, in pixels
@@ -529,7 +529,7 @@ def decode_listing(
         warnings.warn(f"{name}: {note}", stacklevel=3)
     return dataset
 
-# %% ../nbs/01b_images.ipynb #96edc024
+# %% ../nbs/01b_images.ipynb #26299549
 CACHE = "data/cache"
 SPECS = "shapes, shapes:n=2000,seed=1, cifar10, folder:PATH or tiny-imagenet:PATH (PATH is a folder or an archive)"
 
@@ -557,7 +557,7 @@ def _open_cifar10(size: int, train: bool, cache: str | Path) -> ImageDataset:
     return _cached(target, f"{prefix}-{'train' if train else 'test'}", size, "cifar10", 3 * size**2 * len(dataset),
                    lambda folder: _store(folder, squares, names, dataset.labels.tolist(), dataset.classes, size))[0]
 
-# %% ../nbs/01b_images.ipynb #10933756
+# %% ../nbs/01b_images.ipynb #69a726fb
 def open_dataset(
     spec: str,  # "shapes", "shapes:n=2000,seed=1", "cifar10", "folder:PATH" or "tiny-imagenet:PATH"; PATH may be a .tar, .tar.xz, .tar.gz or .zip
     size: int,  # side of the square images, in pixels
@@ -582,7 +582,7 @@ def open_dataset(
     listing = listers[kind](root, train, printable(path))
     return decode_listing(listing, size, cache, f"{_tag(path)}-{kind}-{'train' if train else 'val'}", printable(path.name))
 
-# %% ../nbs/01b_images.ipynb #081c51fa
+# %% ../nbs/01b_images.ipynb #ffe917f6
 def require_classes(
     dataset: ImageDataset,  # about to train a conditional model
 ) -> int:

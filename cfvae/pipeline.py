@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PipelineOutput', 'load_local', 'LatentVAEPipeline']
 
-# %% ../nbs/12_pipeline.ipynb #65131a46
+# %% ../nbs/12_pipeline.ipynb #873dae3b
 import contextlib
 import copy
 import dataclasses
@@ -23,7 +23,7 @@ from .guidance import Guidance
 from .hvae import HierarchicalVAE
 from .latents import LatentScaler
 
-# %% ../nbs/12_pipeline.ipynb #7650bcb1
+# %% ../nbs/12_pipeline.ipynb #fb40561d
 @dataclasses.dataclass(frozen=True)
 class PipelineOutput:
     "What the pipeline returns."
@@ -38,14 +38,17 @@ def _as_output(x: torch.Tensor, output_type: str):
     array = to_uint8(x).permute(0, 2, 3, 1).cpu().numpy()
     return array if output_type == "np" else [Image.fromarray(a) for a in array]
 
-# %% ../nbs/12_pipeline.ipynb #f1f3d2c3
+# %% ../nbs/12_pipeline.ipynb #f88c341d
 def load_local(
     kind: type,  # a class with `from_pretrained`
     folder: Path,  # a folder that `save_pretrained` wrote
 ):
-    "Load a model from a folder, in evaluation mode."
-    with contextlib.redirect_stdout(io.StringIO()):  # huggingface_hub announces every local file it reads
-        return kind.from_pretrained(str(folder)).eval()
+    "Load a model from a folder, in evaluation mode. Raises `CfvaeError` where its files are missing, damaged or of another kind."
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # huggingface_hub announces every local file it reads
+            return kind.from_pretrained(str(folder)).eval()
+    except Exception as error:  # as varied as the ways in which files can be damaged
+        raise CfvaeError(f"{folder}: the saved model cannot be read ({type(error).__name__}: {str(error).partition(chr(10))[0]})") from error
 
 
 class LatentVAEPipeline:

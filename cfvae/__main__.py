@@ -1,0 +1,3 @@
+from cfvae.cli import main
+
+raise SystemExit(main())
