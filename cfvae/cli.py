@@ -6,7 +6,7 @@
 __all__ = ['app', 'Option', 'Argument', 'Model', 'Data', 'Device', 'Validation', 'LARGEST_GRID', 'main', 'presets', 'train',
            'info', 'sample', 'reconstruct', 'encode', 'demo', 'train_features']
 
-# %% ../nbs/20_command_line.ipynb #5d0b282d
+# %% ../nbs/20_command_line.ipynb #2037a7c0
 import contextlib
 import errno
 import os
@@ -29,7 +29,7 @@ if typing.TYPE_CHECKING:
     from cfvae.pipeline import LatentVAEPipeline
     from cfvae.recipes import Recipe
 
-# %% ../nbs/20_command_line.ipynb #a8e07b3c
+# %% ../nbs/20_command_line.ipynb #838638d7
 _UsageError = typer.BadParameter.__base__  # what typer raises for a command line that it cannot read
 
 
@@ -65,7 +65,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return 2, str(error)
     return 1, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}\nThis should not happen: please report it, with what --debug shows"
 
-# %% ../nbs/20_command_line.ipynb #839058e1
+# %% ../nbs/20_command_line.ipynb #cb385d72
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
@@ -102,7 +102,7 @@ def main(
             print(f"error: {message}", file=sys.stderr)
             return code
 
-# %% ../nbs/20_command_line.ipynb #44a7bedc
+# %% ../nbs/20_command_line.ipynb #9f2174ba
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 Option, Argument = typer.Option, typer.Argument
@@ -125,7 +125,7 @@ def _options(
 ) -> None:
     "Deep hierarchical VAEs in latent space: train them, look inside, draw from them."
 
-# %% ../nbs/20_command_line.ipynb #cf503f26
+# %% ../nbs/20_command_line.ipynb #3d7fde36
 def _parameters(autoencoder: "AutoencoderConfig", vae: "HierarchicalVAEConfig") -> tuple[float, ...]:
     "Parameters of both models in millions, counted without any memory for them."
     import torch
@@ -153,8 +153,8 @@ def presets() -> None:
 
     table = Table(box=SIMPLE)
     for title in ("name", "image", "code", "layers", "parameters\n(millions)", "steps"):
-        table.add_column(title, justify="right" if title[0] in "lps" else "left")
-    table.add_column("data, and what it is meant for", min_width=28, overflow="fold")
+        table.add_column(title, justify="right" if title[0] in "lps" else "left", no_wrap=title == "name")
+    table.add_column("data, and what it is meant for", overflow="fold")
     for name in PRESETS:
         recipe = preset(name)
         sizes = _parameters(recipe.autoencoder, recipe.vae)
@@ -164,7 +164,7 @@ def presets() -> None:
                       f"{sizes[0]:.2f}\n+ {sizes[1]:.2f}", steps, about)
     Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(table)
 
-# %% ../nbs/20_command_line.ipynb #25442790
+# %% ../nbs/20_command_line.ipynb #64d756ff
 def _recipe(name: str | None, out: Path, resume: bool, settings: dict[str, str]) -> "Recipe":
     "The recipe to train: the run's own where one goes on, else a preset; with changes."
     from cfvae.core import check
@@ -187,7 +187,7 @@ def _settings(pairs: typing.Sequence[str]) -> dict[str, str]:
         check("=" in pair.strip("="), f"--set {pair}: write it as key=value, for instance --set batch_size=16")
     return dict(pair.split("=", 1) for pair in pairs)
 
-# %% ../nbs/20_command_line.ipynb #5768c5d6
+# %% ../nbs/20_command_line.ipynb #e2850e4c
 def _newest(folder: Path) -> int:
     "The step of a stage's newest checkpoint; 0 where there is none."
     from cfvae.checkpoints import list_checkpoints
@@ -226,7 +226,7 @@ def _train(recipe: "Recipe", out: Path, again: str, **options) -> None:
         print(_stopped(out, recipe, signals.received, again))
         raise typer.Exit(128 + signals.received if signals.received else 0)
 
-# %% ../nbs/20_command_line.ipynb #850ba340
+# %% ../nbs/20_command_line.ipynb #672ef01c
 @app.command()
 def train(
     out: typing.Annotated[Path, Option(metavar="DIR", help="The run folder: log, pictures, checkpoints, model.", show_default=False)],
@@ -251,7 +251,7 @@ def train(
     else:
         print(f"done: the model is in {out / 'pipeline'}. Next: cfvae sample {name} --n 16 --out samples.png")
 
-# %% ../nbs/20_command_line.ipynb #adb7b2f9
+# %% ../nbs/20_command_line.ipynb #235a1843
 def _some(names: typing.Sequence[str], limit: int = 12) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
@@ -274,7 +274,8 @@ def _progress(folder: Path, steps: int) -> str:
 
     done, log = _newest(folder), read_log(folder / "log.jsonl")
     logged = f"; last logged: loss {log[-1]['loss']:.4g} at step {log[-1]['step']}" if log else ""
-    return f"{done} of {steps} steps saved{logged}; {len(list_checkpoints(folder / 'checkpoints'))} checkpoints"
+    kept = ", ".join(path.name.split("-")[1] for path in list_checkpoints(folder / "checkpoints"))
+    return f"{done} of {steps} steps saved{logged}; checkpoints: {kept or 'none'}"
 
 
 def _about_run(run: Path) -> dict[str, str]:
@@ -307,7 +308,7 @@ def info(model: Model) -> None:
     for key, value in about.items():
         print(f"{key:<18} {value}")
 
-# %% ../nbs/20_command_line.ipynb #ef660b00
+# %% ../nbs/20_command_line.ipynb #6ca62392
 def _draw(pipe: "LatentVAEPipeline", labels: list[int] | None, n: int, seed: int, batch_size: int, **options) -> typing.Iterator:
     "Yield (index of the first, uint8 images (b, h, w, 3)) until n are drawn. Image i depends on the seed and on i, not on n or the batch size."
     import torch
@@ -339,7 +340,7 @@ def _npz(path: Path, shape: tuple[int, ...]) -> typing.Iterator[typing.IO[bytes]
     finally:
         unfinished.unlink(missing_ok=True)
 
-# %% ../nbs/20_command_line.ipynb #a0ffdeec
+# %% ../nbs/20_command_line.ipynb #c8c85931
 def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -390,7 +391,7 @@ def _save_grid(images, columns: int | None, path: Path) -> None:
 
     image_grid(from_uint8(torch.as_tensor(images)).permute(0, 3, 1, 2), columns, scale=max(1, 64 // images.shape[1])).save(path)
 
-# %% ../nbs/20_command_line.ipynb #23471ba9
+# %% ../nbs/20_command_line.ipynb #fba7a68a
 LARGEST_GRID = 4096  # images in one picture
 
 
@@ -398,7 +399,7 @@ LARGEST_GRID = 4096  # images in one picture
 def sample(
     model: Model,
     n: typing.Annotated[int, Option("--n", min=1, help="How many images.")] = 16,
-    classes: typing.Annotated[str | None, Option(help="Class names, as circle,star; taken in turn. All, if not given.", show_default=False)] = None,
+    classes: typing.Annotated[str | None, Option(help="Class names, as cat,dog; taken in turn. All, if not given.", show_default=False)] = None,
     labels: typing.Annotated[str | None, Option(help="The same by number, as 0,3.", show_default=False)] = None,
     mean_weight: typing.Annotated[str, Option(help="Guidance of the means; 0 is off. A number, or one per resolution, lowest first.")] = "0",
     var_weight: typing.Annotated[str, Option(help="Guidance of the variances; 0 is off.")] = "0",
@@ -457,7 +458,7 @@ def _save_each(images, start: int, names: list[str] | None, folder: Path) -> Non
         name = "-" + re.sub(r"[^\w-]+", "_", names[i]) if names else ""
         Image.fromarray(image).save(folder / f"{start + i:06d}{name}.png")
 
-# %% ../nbs/20_command_line.ipynb #2f112cb5
+# %% ../nbs/20_command_line.ipynb #86b91a64
 def _labels(pipe: "LatentVAEPipeline", dataset, indices: list[int]) -> list[int] | None:
     "The model's labels for some images of a dataset, matched by the names of the classes; None for a model without classes."
     from cfvae.core import check
@@ -509,7 +510,7 @@ def reconstruct(
     names = ["all layers" if depth is None else f"{depth} layer{'s' * (depth != 1)}" for depth in wanted]
     print(f"{out}, from top to bottom: {', '.join(['originals', 'autoencoder alone', *names])}")
 
-# %% ../nbs/20_command_line.ipynb #a66fab09
+# %% ../nbs/20_command_line.ipynb #0531b22b
 def _check_latents_folder(out: Path) -> None:
     "Whatever is in the folder will be replaced: make sure that it is codes."
     from cfvae.core import check
@@ -541,7 +542,7 @@ def encode(
     latents = encode_dataset(autoencoder.to(get_device(device)), dataset, out, flip).latents
     print(f"{len(latents)} codes of shape {_shape(latents.shape[1:])} in {out}: latents.npy ({latents.dtype}) and latents.json (shift and scale)")
 
-# %% ../nbs/20_command_line.ipynb #471621cb
+# %% ../nbs/20_command_line.ipynb #7f2a93d5
 @app.command()
 def demo(
     out: typing.Annotated[Path, Option(metavar="DIR", help="The run folder.")] = Path("runs/demo"),

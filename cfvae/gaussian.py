@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SOFTPLUS_BETA', 'VARIANCE_FLOOR', 'smooth_variance', 'DiagGaussian', 'sum_dims', 'kl_divergence']
 
-# %% ../nbs/04_gaussian.ipynb #ac716986
+# %% ../nbs/04_gaussian.ipynb #6a17d82b
 import dataclasses
 import math
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from .core import randn
 
-# %% ../nbs/04_gaussian.ipynb #a5ce3320
+# %% ../nbs/04_gaussian.ipynb #5af4cf1a
 SOFTPLUS_BETA = 0.693  # the authors' constant, close to ln 2: raw 0 then gives variance 1.0002
 VARIANCE_FLOOR = 1e-6
 
@@ -25,7 +25,7 @@ def smooth_variance(
     "A positive variance from an unbounded number: softplus, which grows linearly where exp would explode (04.4)."
     return F.softplus(raw.float(), beta=SOFTPLUS_BETA).clamp_min(VARIANCE_FLOOR)
 
-# %% ../nbs/04_gaussian.ipynb #decc0ec7
+# %% ../nbs/04_gaussian.ipynb #a14476bd
 @dataclasses.dataclass(frozen=True)
 class DiagGaussian:
     "Independent normal distributions, one per entry; `mean` and `variance` are tensors of one shape, in float32."
@@ -71,7 +71,7 @@ class DiagGaussian:
         self,
         x: torch.Tensor,  # (b, ...)
     ) -> torch.Tensor:
-        "Log density in nats, summed over all but the first dimension: (b,)."
+        "Log density in nats (04.2), summed over all but the first dimension: (b,)."
         return sum_dims(-0.5 * ((x - self.mean) ** 2 / self.variance + self.variance.log() + math.log(2 * math.pi)))
 
 
@@ -81,7 +81,7 @@ def sum_dims(
     "Sum over all but the batch dimension: (b,). The one place where the course sums over dimensions."
     return x.flatten(1).sum(1)
 
-# %% ../nbs/04_gaussian.ipynb #180167b6
+# %% ../nbs/04_gaussian.ipynb #8449d0d8
 def kl_divergence(
     q: DiagGaussian,  # the distribution that the samples come from
     p: DiagGaussian,  # the one they are coded with

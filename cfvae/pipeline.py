@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PipelineOutput', 'load_local', 'LatentVAEPipeline']
 
-# %% ../nbs/12_pipeline.ipynb #873dae3b
+# %% ../nbs/12_pipeline.ipynb #1d4eb0be
 import contextlib
 import copy
 import dataclasses
@@ -23,7 +23,7 @@ from .guidance import Guidance
 from .hvae import HierarchicalVAE
 from .latents import LatentScaler
 
-# %% ../nbs/12_pipeline.ipynb #fb40561d
+# %% ../nbs/12_pipeline.ipynb #de18e743
 @dataclasses.dataclass(frozen=True)
 class PipelineOutput:
     "What the pipeline returns."
@@ -38,7 +38,7 @@ def _as_output(x: torch.Tensor, output_type: str):
     array = to_uint8(x).permute(0, 2, 3, 1).cpu().numpy()
     return array if output_type == "np" else [Image.fromarray(a) for a in array]
 
-# %% ../nbs/12_pipeline.ipynb #f88c341d
+# %% ../nbs/12_pipeline.ipynb #ddab751a
 def load_local(
     kind: type,  # a class with `from_pretrained`
     folder: Path,  # a folder that `save_pretrained` wrote
@@ -52,7 +52,7 @@ def load_local(
 
 
 class LatentVAEPipeline:
-    "Autoencoder, latent scaler and hierarchical VAE, working as one model of images."
+    "Autoencoder, latent scaler and hierarchical VAE, working as one model of images (12.1)."
 
     def __init__(
         self,

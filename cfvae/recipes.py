@@ -7,8 +7,9 @@ __all__ = ['PRESETS', 'Recipe', 'recipe_from_dict', 'change', 'shapes_demo', 'sh
            'tiny_imagenet_64', 'preset', 'prepare', 'train_autoencoder', 'train_vae', 'load_recipe', 'load_autoencoder',
            'load_model', 'train']
 
-# %% ../nbs/14_recipes.ipynb #66f53176
+# %% ../nbs/14_recipes.ipynb #c4dd8377
 import contextlib
+import copy
 import dataclasses
 import difflib
 import json
@@ -31,7 +32,7 @@ from .latents import LatentDataset, encode_dataset
 from .pipeline import LatentVAEPipeline, load_local
 from .training import JsonLog, PictureLog, ProgressBar, TensorBoardLog, TimeLimit, TrainingConfig, TrainingState, fit
 
-# %% ../nbs/14_recipes.ipynb #4b1e8bfa
+# %% ../nbs/14_recipes.ipynb #e52fb29c
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     "Both stages of a run: models, training and data."
@@ -62,7 +63,7 @@ def recipe_from_dict(
     "A recipe from plain values. Raises `CfvaeError` for unknown fields."
     return config_from_dict(Recipe, {k: config_from_dict(_PARTS[k], v) if k in _PARTS else v for k, v in fields.items()})
 
-# %% ../nbs/14_recipes.ipynb #78903374
+# %% ../nbs/14_recipes.ipynb #41adfdfe
 def change(
     recipe: Recipe,  # the start
     settings: dict[str, typing.Any],  # field -> value; "vae.layers" names one part's field, a bare "batch_size" every training's that has it
@@ -112,16 +113,16 @@ def _like(old, value, key: str):
             pass
     raise CfvaeError(f"'{key}={value}': a value like {json.dumps(old)} is needed")
 
-# %% ../nbs/14_recipes.ipynb #b98ee730
+# %% ../nbs/14_recipes.ipynb #3aa90007
 def shapes_demo() -> Recipe:
-    "Minutes on two CPU cores, from nothing to guided samples."
+    "Minutes on two CPU cores, from nothing to guided samples. Plain blocks, most layers at low resolution: what costs least per step."
     return Recipe(
         "shapes-demo",
-        autoencoder_training=TrainingConfig(steps=900, batch_size=32, learning_rate=2e-3, final_learning_rate=4e-5, ema_decay=0.99, warmup=50),
-        vae=HierarchicalVAEConfig(4, (1, 4, 8), 64, 64, 2, (2, 3, 3), (1, 1, 2), num_classes=10),
-        vae_training=TrainingConfig(steps=1200, batch_size=48, learning_rate=2e-3, final_learning_rate=4e-5, betas=(0.9, 0.9), ema_decay=0.99,
-                                    warmup=50, skip_norm=300 * 256, skip_from=200),
-        objective=ObjectiveConfig(steepness=100.0),
+        autoencoder_training=TrainingConfig(steps=700, batch_size=32, learning_rate=2e-3, final_learning_rate=4e-5, ema_decay=0.99, warmup=50),
+        vae=HierarchicalVAEConfig(4, (1, 4, 8), 64, 64, 0, (2, 4, 2), 1, num_classes=10),
+        vae_training=TrainingConfig(steps=2200, batch_size=48, learning_rate=4e-3, final_learning_rate=4e-5, ema_decay=0.99, warmup=50,
+                                    skip_norm=300 * 256),
+        objective=ObjectiveConfig(schedule="constant-per-resolution", values=(4, 2, 1)),
     )
 
 
@@ -130,10 +131,9 @@ def shapes() -> Recipe:
     return dataclasses.replace(
         shapes_demo(),
         name="shapes",
-        autoencoder_training=TrainingConfig(steps=3000, batch_size=64, learning_rate=2e-3, final_learning_rate=2e-5, ema_decay=0.999),
-        vae=HierarchicalVAEConfig(4, (1, 4, 8), 80, 80, 2, (3, 4, 4), (1, 2, 2), (0, 0, 1), num_classes=10),
-        vae_training=TrainingConfig(steps=12000, batch_size=64, learning_rate=2e-3, final_learning_rate=2e-5, betas=(0.9, 0.9), ema_decay=0.999,
-                                    skip_norm=300 * 256),
+        autoencoder_training=TrainingConfig(steps=3000, batch_size=64, learning_rate=2e-3, final_learning_rate=2e-5),
+        vae=HierarchicalVAEConfig(4, (1, 4, 8), 80, 80, 0, (3, 5, 4), (1, 2, 2), (0, 0, 1), num_classes=10),
+        vae_training=TrainingConfig(steps=15000, batch_size=64, learning_rate=3e-3, final_learning_rate=2e-5, skip_norm=300 * 256),
     )
 
 
@@ -185,7 +185,7 @@ def preset(
     check(name in PRESETS, f"there is no preset '{name}': choose one of {', '.join(PRESETS)}")
     return PRESETS[name]()
 
-# %% ../nbs/14_recipes.ipynb #1fc167d4
+# %% ../nbs/14_recipes.ipynb #4615d7a8
 def prepare(
     recipe: Recipe,  # what to train
     dataset: ImageDataset,  # on what
@@ -204,10 +204,10 @@ def prepare(
     return dataclasses.replace(recipe, vae=vae), train, held
 
 
-def _callbacks(folder: Path, recipe_training: TrainingConfig, title: str, resume: bool, draw: typing.Callable, extra: typing.Sequence) -> list:
+def _callbacks(folder: Path, recipe_training: TrainingConfig, title: str, resume: bool, draw: typing.Callable, shown: int, extra: typing.Sequence) -> list:
     "Who watches a stage. The checkpointer comes first, so that the others see the step it resumes from."
     return [Checkpointer(folder / "checkpoints", recipe_training.checkpoint_every, resume), JsonLog(folder / "log.jsonl"), TensorBoardLog(folder / "tensorboard"),
-            PictureLog(folder / "pictures", draw, columns=8), ProgressBar(title), *extra]
+            PictureLog(folder / "pictures", draw, columns=shown), ProgressBar(title), *extra]
 
 
 def train_autoencoder(
@@ -227,12 +227,12 @@ def train_autoencoder(
 
     seed_everything(recipe.autoencoder_training.seed)
     folder, config = out / "autoencoder", recipe.autoencoder_training
-    state = fit(Autoencoder(recipe.autoencoder), train, reconstruction_loss(recipe.flip), config, _callbacks(folder, config, "autoencoder", resume, draw, extra))
+    state = fit(Autoencoder(recipe.autoencoder), train, reconstruction_loss(recipe.flip), config, _callbacks(folder, config, "autoencoder", resume, draw, len(shown), extra))
     if state.step == config.steps and state.is_main:
         state.ema.module.cpu().save_pretrained(folder / "model")
     return state
 
-# %% ../nbs/14_recipes.ipynb #26d29893
+# %% ../nbs/14_recipes.ipynb #be47f4b1
 def train_vae(
     recipe: Recipe,  # from `prepare`
     autoencoder: Autoencoder,  # trained
@@ -246,27 +246,26 @@ def train_vae(
     folder, config, classes = out / "vae", recipe.vae_training, latents.classes if recipe.conditional else ()
     shown, labels = held.batch(range(min(8, len(held))))
     labels = labels if recipe.conditional else None
-    wanted = torch.arange(8) % max(recipe.vae.num_classes, 1) if recipe.conditional else None
+    wanted = torch.arange(len(shown)) % max(recipe.vae.num_classes, 1) if recipe.conditional else None
     guidance = Guidance(1.0, 1.0) if recipe.conditional and recipe.vae.learned_prior and recipe.objective.label_drop > 0 else None
 
     def pipeline(model):
-        return LatentVAEPipeline(autoencoder.to(model.decoder.start.device), model, latents.scaler.to(model.decoder.start.device), classes)
+        return LatentVAEPipeline(autoencoder, model, copy.deepcopy(latents.scaler), classes).to(model.decoder.start.device)
 
     def draw(model):
         pipe = pipeline(model)
         rows = [shown.to(pipe.device), pipe.reconstruct(shown, labels)]
         for g in [None] + ([guidance] if guidance else []):  # the same noise in both rows and at every step
-            rows.append(pipe(wanted, 8, g, generator=make_generator(0), output_type="pt").images * 2 - 1)
-        latents.scaler.cpu()
+            rows.append(pipe(wanted, len(shown), g, generator=make_generator(0), output_type="pt").images * 2 - 1)
         return torch.cat([row.cpu() for row in rows])
 
     seed_everything(config.seed)
-    state = fit(HierarchicalVAE(recipe.vae), latents, vae_loss(recipe.objective), config, _callbacks(folder, config, "vae", resume, draw, extra))
+    state = fit(HierarchicalVAE(recipe.vae), latents, vae_loss(recipe.objective), config, _callbacks(folder, config, "vae", resume, draw, len(shown), extra))
     if state.is_main:
         pipeline(state.ema.module.cpu()).save_pretrained(out / "pipeline")
     return state
 
-# %% ../nbs/14_recipes.ipynb #630f5053
+# %% ../nbs/14_recipes.ipynb #533d8557
 def load_recipe(
     out: str | Path,  # a run folder
 ) -> Recipe:
@@ -279,12 +278,17 @@ def load_recipe(
         raise CfvaeError(f"{path} cannot be read ({str(error).splitlines()[0]}): restore it from a copy, or train into another folder") from None
 
 
+def _refuse_begun(out: Path, resume: bool) -> bool:
+    "Whether the folder holds a run that has saved something. Raises `CfvaeError` if so, unless it is to be resumed."
+    begun = (out / "recipe.json").exists() and (
+        any(list_checkpoints(out / stage / "checkpoints") for stage in ("autoencoder", "vae")) or (out / "autoencoder" / "model").exists())
+    check(resume or not begun, f"{out} already holds a run: go on with it by --resume, or choose another --out")
+    return begun
+
+
 def _open_run(out: Path, recipe: Recipe, resume: bool) -> None:
     "Claim the run folder: refuse to overwrite a run, or to resume it as another one. A run that failed before it saved anything is no hindrance."
-    path = out / "recipe.json"
-    saved = any(list_checkpoints(out / stage / "checkpoints") for stage in ("autoencoder", "vae")) or (out / "autoencoder" / "model").exists()
-    begun = path.exists() and saved
-    check(resume or not begun, f"{out} already holds a run: go on with it by --resume, or choose another --out")
+    path, begun = out / "recipe.json", _refuse_begun(out, resume)
     wanted = json.loads(json.dumps(config_to_dict(recipe)))
     if begun:
         different = _differences(json.loads(json.dumps(config_to_dict(load_recipe(out)))), wanted)
@@ -329,7 +333,7 @@ def load_model(
     check((inner / "pipeline.json").is_file(), f"{path} holds no model yet: a run has one once its second stage was trained")
     return LatentVAEPipeline.from_pretrained(inner)
 
-# %% ../nbs/14_recipes.ipynb #a19d0362
+# %% ../nbs/14_recipes.ipynb #350226d5
 def train(
     recipe: Recipe,  # what to train
     data: str | ImageDataset,  # where the images come from (as `open_dataset` reads it), or the images
@@ -346,6 +350,7 @@ def train(
     for config in (recipe.autoencoder_training, recipe.vae_training):
         get_device(config.device)  # complain before anything is written
     out, processes = Path(out), PartialState(cpu=recipe.vae_training.device == "cpu" or not torch.cuda.is_available())
+    _refuse_begun(out, resume)  # before the images are opened, which may take long
     with processes.main_process_first():  # the first process decodes the images, the others find them decoded
         dataset = open_dataset(data, recipe.autoencoder.size) if isinstance(data, str) else data
     recipe, images, held = prepare(dataclasses.replace(recipe, data=data if isinstance(data, str) else dataset.name), dataset)
@@ -356,10 +361,9 @@ def train(
         if stage != "vae":
             state = train_autoencoder(recipe, images, held, out, resume, extra)
             processes.wait_for_everyone()
-            if state.step < recipe.autoencoder_training.steps:
-                return False
-        if stage == "autoencoder":
-            return True
+            done = state.step == recipe.autoencoder_training.steps
+            if stage == "autoencoder" or not done or signals.received:  # a signal may come at the last step
+                return stage == "autoencoder" and done
         autoencoder = load_autoencoder(out).to(get_device(recipe.vae_training.device))
         with processes.main_process_first():
             latents = encode_dataset(autoencoder, images, out / "latents", recipe.flip)

@@ -7,7 +7,7 @@ __all__ = ['COLUMNS', 'ROWS', 'JUDGED', 'data_uri', 'Run', 'open_run', 'first_la
            'entropy_sentence', 'known_entropy', 'strengths', 'class_accuracies', 'rates_figure', 'curves_figure',
            'reconstructions', 'is_shapes', 'changed_settings', 'train_command', 'next_steps', 'write_report']
 
-# %% ../nbs/14b_report.ipynb #6b0c46aa
+# %% ../nbs/14b_report.ipynb #7096fbce
 import base64
 import dataclasses
 import hashlib
@@ -36,10 +36,10 @@ from .images import open_dataset
 from .information import blurred_distortion
 from .latents import weights_fingerprint
 from .pipeline import LatentVAEPipeline
-from .recipes import PRESETS, Recipe, load_model, prepare, recipe_from_dict
+from .recipes import PRESETS, Recipe, load_model, load_recipe, prepare
 from .training import read_log
 
-# %% ../nbs/14b_report.ipynb #27f0c392
+# %% ../nbs/14b_report.ipynb #e3559ba6
 def data_uri(
     picture,  # a PIL image or a matplotlib figure
 ) -> str:
@@ -51,7 +51,7 @@ def data_uri(
         picture.save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
-# %% ../nbs/14b_report.ipynb #3330225b
+# %% ../nbs/14b_report.ipynb #6d6b4068
 @dataclasses.dataclass(frozen=True)
 class Run:
     "A finished or half-finished run, opened for looking at."
@@ -72,8 +72,7 @@ def open_run(
     "A run with its model and held-out images. Raises `CfvaeError` where the folder is no run, has no model yet, or its images are gone."
     folder = Path(folder)
     check((folder / "recipe.json").is_file(), f"{folder} is not a run folder (no recipe.json): give the --out of a training run")
-    pipe = load_model(folder).to(get_device(device))
-    recipe = recipe_from_dict(json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
+    recipe, pipe = load_recipe(folder), load_model(folder).to(get_device(device))
     source = recipe.data if data is None else data
     dataset = open_dataset(source, recipe.autoencoder.size) if isinstance(source, str) else source
     recipe, images, held = prepare(recipe, dataset)
@@ -90,7 +89,7 @@ def _same_images(folder: Path, pipe: LatentVAEPipeline, images: ImageDataset, fl
     wanted = hashlib.sha256(f"{weights_fingerprint(pipe.autoencoder)} {images.fingerprint} {flip}".encode()).hexdigest()
     return json.loads(path.read_text(encoding="utf-8"))["fingerprint"] == wanted
 
-# %% ../nbs/14b_report.ipynb #79cb2fbf
+# %% ../nbs/14b_report.ipynb #8df89750
 def first_layers(
     noise: list[torch.Tensor],  # one tensor per stochastic layer, lowest resolution first, as from `HierarchicalVAE.noise`
     depth: int,  # K: layers that keep their noise
@@ -106,7 +105,7 @@ def shown_depths(
     ends = [sum(layers[: i + 1]) for i in range(len(layers))]
     return sorted({1, *ends})
 
-# %% ../nbs/14b_report.ipynb #ba14583f
+# %% ../nbs/14b_report.ipynb #5c2798f2
 def _batches(run: Run, most: int = 512, size: int = 64) -> typing.Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     "Held-out images, a batch at a time, with their labels where the model knows classes."
     count = min(most, len(run.held))
@@ -132,7 +131,7 @@ def held_out_rates(
     band = None if shares is None else [[(s * mean.sum() / 100).item(), (2 * s * mean.sum() / 100).item()] for s in shares]
     return {"rates": mean.tolist(), "rate": mean.sum().item(), "distortion": torch.cat(distortions).mean().item(), "band": band}
 
-# %% ../nbs/14b_report.ipynb #db1ef0f1
+# %% ../nbs/14b_report.ipynb #52677b88
 def entropy_sentence(
     rate: float,  # nats, measured
     entropy: float,  # nats, of the pictures given what the model is told
@@ -150,7 +149,7 @@ def known_entropy(
     "Entropy of a picture of `Shapes` in nats, given its class where the model is told it."
     return Shapes.entropy() - (math.log(len(FACTORS["class"])) if recipe.conditional else 0.0)
 
-# %% ../nbs/14b_report.ipynb #dd10d40b
+# %% ../nbs/14b_report.ipynb #93637fb6
 COLUMNS, ROWS, JUDGED = 8, 10, 500  # pictures per row, rows of samples, samples for the class accuracy
 
 
@@ -185,7 +184,7 @@ def class_accuracies(
 def _weights(g: Guidance) -> str:
     return f"guidance {g.mean_weight:g} / {g.var_weight:g}" if g else "without guidance"
 
-# %% ../nbs/14b_report.ipynb #b8208d52
+# %% ../nbs/14b_report.ipynb #80545623
 def rates_figure(
     nats: dict,  # from `held_out_rates`
     resolutions: typing.Sequence[int],  # of every stochastic layer
@@ -223,7 +222,7 @@ def curves_figure(
                 axis.legend(fontsize=8)
     return figure
 
-# %% ../nbs/14b_report.ipynb #166227ef
+# %% ../nbs/14b_report.ipynb #0d6dfca7
 def _stage(run: Run, name: str) -> dict:
     "What a stage's log tells: steps done and wanted, last values, skipped steps, speed, and how much the loss fell in its last tenth."
     log, config = run.logs[name], getattr(run.recipe, f"{name}_training")
@@ -267,7 +266,7 @@ def _plain(value):
         return [_plain(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
-# %% ../nbs/14b_report.ipynb #d44ee933
+# %% ../nbs/14b_report.ipynb #cb793049
 _PAGE = string.Template("""<!doctype html>
 <html lang="en">
 <head>
@@ -321,7 +320,7 @@ def _table(rows: typing.Iterable[tuple]) -> str:
 def _p(*sentences: str) -> str:
     return f"<p>{_e(' '.join(s for s in sentences if s))}</p>"
 
-# %% ../nbs/14b_report.ipynb #c1c673ca
+# %% ../nbs/14b_report.ipynb #fef6eb9d
 def _section_head(numbers: dict) -> str:
     head, ae, vae = numbers["run"], numbers["autoencoder"], numbers["vae"]
     warning = "" if head["same_images"] else _p("The images have changed since the run was made: the ones called held out below may have been trained on.")
@@ -369,7 +368,7 @@ def _section_depths(run: Run, numbers: dict) -> str:
         "What to look at: going down a column, at which row the picture is decided. A healthy hierarchy decides layout and colour early and detail late; if only the last "
         "row brings the picture, the low layers are unused.", added)
 
-# %% ../nbs/14b_report.ipynb #9ffba4c7
+# %% ../nbs/14b_report.ipynb #9c2c57b3
 def _section_rates(run: Run, numbers: dict) -> str:
     nats = numbers["nats"] = held_out_rates(run)
     inside = sum(low <= rate <= high for rate, (low, high) in zip(nats["rates"], nats["band"] or [], strict=False))
@@ -406,7 +405,7 @@ def _section_accuracy(run: Run, whole: torch.Tensor, numbers: dict) -> str:
         "What to look at: the first line is what the judge can do at best, the second what survives the model's own coding. Samples below the second line show something "
         "other than their class. Samples use seed 0, the same noise at every strength. The number is blind to diversity: one good picture per class would score as high.")
 
-# %% ../nbs/14b_report.ipynb #782bbe20
+# %% ../nbs/14b_report.ipynb #361b1317
 def changed_settings(
     recipe: Recipe,  # what was trained
 ) -> dict[str, typing.Any] | None:
@@ -423,16 +422,15 @@ def train_command(
     recipe: Recipe,  # what was trained
     out: str | Path,  # the run folder to write
     settings: dict[str, typing.Any],  # what to do otherwise
-    resume: bool = False,  # go on with a run
 ) -> str | None:
     "The command that trains a recipe with some settings changed; None where its preset is not known."
     own = changed_settings(recipe)
     if own is None:
         return None
-    words = ["python", "-m", "cfvae", "train", "--preset", recipe.name, "--data", recipe.data, "--out", str(out)]
+    words = ["cfvae", "train", "--preset", recipe.name, "--data", recipe.data, "--out", str(out)]
     for key, value in {**own, **settings}.items():
         words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"]
-    return shlex.join(words + ["--resume"] * resume)
+    return shlex.join(words)
 
 
 def next_steps(
@@ -443,7 +441,7 @@ def next_steps(
     recipe, vae, out = run.recipe, numbers["vae"], run.folder
     found = []
     if vae["steps"] < vae["of"]:
-        found.append(("The run was stopped early. Go on with it:", train_command(recipe, out, {}, resume=True)))
+        found.append(("The run was stopped early. Go on with it:", shlex.join(["cfvae", "train", "--out", str(out), "--resume"])))
     if vae["skipped"] > 0.01 * max(vae["steps"], 1):
         found.append(("More than one step in a hundred was skipped. Learn more slowly:",
                       train_command(recipe, f"{out}-slower", {"vae_training.learning_rate": recipe.vae_training.learning_rate / 2})))
@@ -451,11 +449,11 @@ def next_steps(
     found.append(("Keep finer detail, for more nats:", train_command(recipe, f"{out}-finer", {"objective.sigma_q": recipe.objective.sigma_q / 2})))
     if recipe.conditional and len(strengths(recipe)) == 1:
         found.append(("Make guidance possible:", train_command(recipe, f"{out}-guided", {"objective.label_drop": 0.1, "vae.learned_prior": True})))
-    call = "pipe(n=16)" if not recipe.conditional else f"pipe([0] * 16{', guidance=Guidance(1.0, 1.0)' if len(strengths(recipe)) > 1 else ''})"
-    code = f"from cfvae.guidance import Guidance\nfrom cfvae.recipes import load_model\npipe = load_model({str(out)!r})\npictures = {call}.images  # PIL images"
-    return [(reason, command) for reason, command in found if command] + [("Draw samples of your own, in Python:", code)]
+    guided = ["--mean-weight", "1", "--var-weight", "1"] if len(strengths(recipe)) > 1 else []
+    found.append(("Draw samples of your own:", shlex.join(["cfvae", "sample", str(out), "--n", "64", *guided, "--out", "samples.png"])))
+    return [(reason, command) for reason, command in found if command]
 
-# %% ../nbs/14b_report.ipynb #04fa8290
+# %% ../nbs/14b_report.ipynb #7310defb
 def write_report(
     run: str | Path,  # a run folder, as `recipes.train` makes it
     device: str = "auto",  # where to compute

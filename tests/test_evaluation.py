@@ -1,0 +1,107 @@
+"Tests of cfvae.evaluation: the shipped judge is good, the measure is what it says, and it is blind to what it says it is blind to."
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cfvae import evaluation
+from cfvae.core import CfvaeError, from_uint8, make_generator
+from cfvae.data import FACTORS, ImageDataset, Shapes, render_shapes
+from cfvae.evaluation import Classifier, ClassifierConfig, class_accuracy, predict, shapes_classifier, train_classifier
+from cfvae.training import TrainingConfig
+
+SHIPPED = Path(evaluation.__file__).parent / "weights" / "shapes-classifier"
+needs_weights = pytest.mark.skipif(not SHIPPED.exists(), reason="the weights are not there yet")
+TINY = ClassifierConfig(size=8, widths=(8, 8), num_classes=2)
+
+
+class Known(torch.nn.Module):
+    "A judge whose answer is known: the class whose number the first pixel holds."
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.sizes = []
+
+    def forward(self, x):
+        self.sizes.append(len(x))
+        return torch.nn.functional.one_hot(((x[:, 0, 0, 0] + 1) * 5).round().long(), 11).float()
+
+
+def pictures(classes) -> torch.Tensor:
+    return (torch.tensor(classes) / 5 - 1).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
+
+
+@needs_weights
+def test_shipped_judge_knows_new_images():
+    images, labels = Shapes(2000, seed=12345).batch(range(2000))
+    assert class_accuracy(shapes_classifier(), images, labels) >= 0.97
+
+
+@needs_weights
+def test_shipped_judge_is_ready_to_use():
+    judge = shapes_classifier()
+    assert not judge.training and all(p.dtype == torch.float32 for p in judge.parameters())
+    assert judge.config == ClassifierConfig()
+    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 1_000_000
+
+
+@needs_weights
+def test_one_picture_per_class_scores_all():
+    "What the measure cannot see, asserted: ten pictures, a hundred times each."
+    factors = torch.tensor([[c, 2, 3, 12, 4, 0, 2] for c in range(10)])
+    images = from_uint8(render_shapes(factors)).repeat(100, 1, 1, 1)
+    assert class_accuracy(shapes_classifier(), images, torch.arange(10).repeat(100)) > 0.99
+
+
+def test_accuracy_counts():
+    assert class_accuracy(Known(), pictures([0, 1, 2, 3]), [0, 1, 2, 4]) == 0.75
+    assert class_accuracy(Known(), pictures([0, 1]), torch.tensor([0, 1])) == 1.0
+    assert class_accuracy(Known(), pictures([0, 1]), (1, 0)) == 0.0
+    with pytest.raises(CfvaeError, match="2 images but 3 labels"):
+        class_accuracy(Known(), pictures([0, 1]), [0, 1, 2])
+
+
+def test_predict_takes_any_number():
+    judge = Known()
+    answers = torch.arange(11).repeat(3)
+    assert torch.equal(predict(judge, pictures(answers.tolist()), batch_size=7), answers)
+    assert judge.sizes == [7, 7, 7, 7, 5]
+    assert not predict(judge, pictures([1])).requires_grad
+
+
+def test_predict_clips_to_the_range_of_images():
+    assert predict(Known(), torch.full((1, 3, 8, 8), 4.0)).item() == 10 and predict(Known(), torch.full((1, 3, 8, 8), -4.0)).item() == 0
+
+
+def test_a_classifier_learns():
+    images = (torch.rand(64, 3, 8, 8, generator=make_generator(0)) * 40).byte()
+    images[32:] += 200
+    data = ImageDataset(images, [0] * 32 + [1] * 32, ("dark", "bright"))
+    how = TrainingConfig(steps=30, batch_size=32, learning_rate=1e-2, warmup=2, ema_decay=0.5, precision="fp32", device="cpu")
+    judge = train_classifier(data, TINY, how, progress=False)
+    again = train_classifier(data, TINY, how, progress=False)
+    assert not judge.training and class_accuracy(judge, *data.batch(range(64))) == 1.0
+    assert all(torch.equal(a, b) for a, b in zip(judge.parameters(), again.parameters(), strict=True))  # the seed decides everything
+
+
+def test_round_trip(tmp_path):
+    judge = Classifier(TINY).eval()
+    judge.save_pretrained(tmp_path / "judge")
+    again = evaluation.load_local(Classifier, tmp_path / "judge")
+    x = torch.rand(3, 3, 8, 8, generator=make_generator(0))
+    assert again.config == TINY and torch.equal(judge(x), again(x))
+
+
+@pytest.mark.parametrize(("fields", "message"), [({"size": 20}, "cannot be halved 3 times"), ({"num_classes": 1}, "num_classes is 1"), ({"size": 6, "widths": (8, 8)}, "halved 2")])
+def test_bad_configs(fields, message):
+    with pytest.raises(CfvaeError, match=message):
+        ClassifierConfig(**fields)
+
+
+def test_shapes_of_the_classifier():
+    assert ClassifierConfig(widths=[8, 8]).widths == (8, 8)
+    for config in (TINY, ClassifierConfig(size=32, widths=(8, 16, 8), num_classes=12)):
+        assert Classifier(config)(torch.zeros(2, 3, config.size, config.size)).shape == (2, config.num_classes)
+    assert ClassifierConfig().num_classes == len(FACTORS["class"])
