@@ -6,7 +6,7 @@
 __all__ = ['UNFINISHED', 'FORMAT', 'VERSION', 'list_checkpoints', 'save_checkpoint', 'load_checkpoint', 'differences',
            'Checkpointer', 'RunLock', 'StopOnSignal']
 
-# %% ../nbs/03b_checkpoints.ipynb #144e175b
+# %% ../nbs/03b_checkpoints.ipynb #3fca13f0
 import contextlib
 import hashlib
 import io
@@ -30,7 +30,7 @@ try:
 except ImportError:  # Windows has no flock
     fcntl = None
 
-# %% ../nbs/03b_checkpoints.ipynb #ee9a9a69
+# %% ../nbs/03b_checkpoints.ipynb #e64d6285
 UNFINISHED = "unfinished.tmp"  # nobody reads it; the next save writes over what a crash left in it
 
 
@@ -43,7 +43,7 @@ def _sync_folder(folder: Path) -> None:
         finally:
             os.close(descriptor)
 
-# %% ../nbs/03b_checkpoints.ipynb #675d1547
+# %% ../nbs/03b_checkpoints.ipynb #f87284e6
 def _publish(payload, target: Path) -> None:
     "Write `payload` aside, wait for the disk, then give it its name: `target` is whole or it is not there. Raises `OSError`."
     unfinished = target.parent / UNFINISHED
@@ -59,7 +59,7 @@ def _publish(payload, target: Path) -> None:
         raise
     _sync_folder(target.parent)
 
-# %% ../nbs/03b_checkpoints.ipynb #b35bc1ed
+# %% ../nbs/03b_checkpoints.ipynb #f785ea52
 def list_checkpoints(
     folder: str | Path,  # a run's folder; it need not exist
 ) -> list[Path]:
@@ -73,7 +73,7 @@ def list_checkpoints(
     numbered = [(int(found[1]), name) for name in names if (found := re.fullmatch(r"step-(\d+)\b.*\.pt", name))]
     return [Path(folder) / name for _, name in sorted(numbered)]
 
-# %% ../nbs/03b_checkpoints.ipynb #78d2182e
+# %% ../nbs/03b_checkpoints.ipynb #baa99cdf
 def _checksum(payload) -> str:
     "The first 16 hexadecimal digits of the SHA-256 of some bytes."
     return hashlib.sha256(payload).hexdigest()[:16]
@@ -88,7 +88,7 @@ def _damage(path: Path) -> str | None:
         return error.strerror
     return None if path.stem.split("-")[-1] == found else "its content does not match the checksum in its name"
 
-# %% ../nbs/03b_checkpoints.ipynb #c69d6e60
+# %% ../nbs/03b_checkpoints.ipynb #29c04afb
 def _check_plain(value, name: str = "state") -> None:
     "Raise `CfvaeError` unless `value` is made of tensors, numbers, strings, lists and dicts: all that reading back allows."
     if isinstance(value, dict):
@@ -98,9 +98,9 @@ def _check_plain(value, name: str = "state") -> None:
         for position, item in enumerate(value):
             _check_plain(item, f"{name}.{position}")
     elif not (isinstance(value, torch.Tensor) or type(value) in (str, int, float, bool, type(None))):
-        raise CfvaeError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold: save tensors, numbers, strings, lists and dicts")
+        raise CfvaeError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold: use tensors, numbers, strings, lists, dicts")
 
-# %% ../nbs/03b_checkpoints.ipynb #dbfdece5
+# %% ../nbs/03b_checkpoints.ipynb #888df8f4
 FORMAT, VERSION = "cfvae checkpoint", 1  # raise the version when older code can no longer read what is written
 
 
@@ -125,7 +125,7 @@ def save_checkpoint(
     _prune(target, keep)
     return target
 
-# %% ../nbs/03b_checkpoints.ipynb #8f918c7e
+# %% ../nbs/03b_checkpoints.ipynb #0172c4c3
 def _prune(newest: Path, keep: int) -> None:
     "Delete the checkpoints beside `newest` that are not among the last `keep`, and other files of its step."
     listed = list_checkpoints(newest.parent)
@@ -136,7 +136,7 @@ def _prune(newest: Path, keep: int) -> None:
             with contextlib.suppress(OSError):
                 path.unlink()
 
-# %% ../nbs/03b_checkpoints.ipynb #96f48d1f
+# %% ../nbs/03b_checkpoints.ipynb #de5fe41b
 def _read(path: Path) -> tuple[int, dict]:
     "Step and state of an intact checkpoint file. Raises `CfvaeError` for one that this code did not write."
     try:
@@ -147,14 +147,14 @@ def _read(path: Path) -> tuple[int, dict]:
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise CfvaeError(f"{path} is not a checkpoint of this package: move it out of the run's folder")
     if payload.get("version") != VERSION:
-        raise CfvaeError(f"{path} has format version {payload.get('version')}, this code reads {VERSION}: use the cfvae version that wrote it")
+        raise CfvaeError(f"{path} has format version {payload.get('version')}, this code reads {VERSION}: use the cfvae that wrote it")
     return payload["step"], payload["state"]
 
-# %% ../nbs/03b_checkpoints.ipynb #e52460d2
+# %% ../nbs/03b_checkpoints.ipynb #208830eb
 def load_checkpoint(
     folder: str | Path,  # a run's folder
 ) -> tuple[int, dict] | None:
-    "Step and state (tensors on the CPU) of the newest intact checkpoint; None where there is none. Warns of damaged ones; raises `CfvaeError` if all are."
+    "Step and state (on the CPU) of the newest intact checkpoint, or None. Warns of damaged ones; raises `CfvaeError` if all are."
     paths = list_checkpoints(folder)
     for path in reversed(paths):
         damage = _damage(path)
@@ -165,7 +165,7 @@ def load_checkpoint(
         raise CfvaeError(f"all {len(paths)} checkpoints in {folder} are damaged: restore one from a copy, or delete them to start again")
     return None
 
-# %% ../nbs/03b_checkpoints.ipynb #2be45b50
+# %% ../nbs/03b_checkpoints.ipynb #805ea0a5
 def differences(
     wanted,  # what the run has: nested dicts and lists of tensors and values
     found,  # what the checkpoint has
@@ -185,7 +185,7 @@ def differences(
         return [f"{name} is a {type(found).__name__} instead of a {type(wanted).__name__}"]
     return []
 
-# %% ../nbs/03b_checkpoints.ipynb #bf82000c
+# %% ../nbs/03b_checkpoints.ipynb #30da1150
 def _restore(state: TrainingState, found: dict, folder: Path) -> None:
     "Put a checkpoint into a fresh training state, or say what does not fit."
     before, now = found.pop("config", {}), config_to_dict(state.config)
@@ -209,9 +209,9 @@ def _take_up(state: TrainingState, folder: Path, resume: bool) -> int | None:
         _restore(state, newest[1], folder)
     return newest and newest[0]
 
-# %% ../nbs/03b_checkpoints.ipynb #0f75fada
+# %% ../nbs/03b_checkpoints.ipynb #663826ce
 class Checkpointer(Callback):
-    "Saves the state every `every` steps and at the end; with `resume`, training takes up the newest checkpoint first. Place it before callbacks that read `state.step` on start."
+    "Saves the state every `every` steps and at the end, and can resume. Place it before callbacks that read `state.step` on start."
 
     def __init__(
         self,
@@ -239,7 +239,7 @@ class Checkpointer(Callback):
             save_checkpoint(self.folder, state.step, {**state.state_dict(), "config": config_to_dict(state.config)}, self.keep)
         self.saved = state.step
 
-# %% ../nbs/03b_checkpoints.ipynb #a43a2220
+# %% ../nbs/03b_checkpoints.ipynb #751e8e8e
 _locked = set()  # open lock files of this process
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: [file.close() for file in _locked])
@@ -262,9 +262,9 @@ def _lock(file, folder: Path) -> None:
         file.truncate(0)
         print(os.getpid(), file=file, flush=True)
 
-# %% ../nbs/03b_checkpoints.ipynb #675f6f55
+# %% ../nbs/03b_checkpoints.ipynb #1ddd57bc
 class RunLock:
-    "Keeps other runs out of a folder while the `with` block lasts, at the longest as long as its process lives. The second run gets a `CfvaeError`."
+    "Keeps other runs out of a folder while the `with` block and its process last. A second run gets a `CfvaeError`."
 
     def __init__(
         self,
@@ -288,7 +288,7 @@ class RunLock:
             _locked.discard(self.file)
             self.file.close()
 
-# %% ../nbs/03b_checkpoints.ipynb #baf24b98
+# %% ../nbs/03b_checkpoints.ipynb #23bb2d92
 def _any_process(flag: bool) -> bool:
     "Whether the flag is set in any of the processes that train together."
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -296,9 +296,9 @@ def _any_process(flag: bool) -> bool:
     votes = torch.tensor(float(flag), device=PartialState().device)
     return reduce(votes, "sum").item() > 0
 
-# %% ../nbs/03b_checkpoints.ipynb #8dbf4a6d
+# %% ../nbs/03b_checkpoints.ipynb #bf0628bb
 class StopOnSignal(Callback):
-    "Turns SIGTERM and Ctrl-C into a stop after the current step, where a `Checkpointer` saves. A second Ctrl-C interrupts at once. Best placed last."
+    "Turns SIGTERM and Ctrl-C into a stop after the step, where a `Checkpointer` saves. A second Ctrl-C interrupts at once. Best placed last."
 
     received: int | None = None  # the signal that asked for the stop
 

@@ -6,7 +6,7 @@
 __all__ = ['PALETTE', 'CfvaeError', 'check', 'seed_everything', 'make_generator', 'randn', 'get_device', 'from_uint8', 'to_uint8',
            'image_grid', 'set_style', 'show_images', 'config_from_dict', 'config_to_dict', 'count_parameters']
 
-# %% ../nbs/00_core.ipynb #b7bb812e
+# %% ../nbs/00_core.ipynb #4ab89cfa
 import dataclasses
 import difflib
 import math
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-# %% ../nbs/00_core.ipynb #1f6396d3
+# %% ../nbs/00_core.ipynb #a188814c
 class CfvaeError(ValueError):
     "An error that the user can mend: its message names the culprit and the way out in one or two lines."
 
@@ -30,7 +30,7 @@ def check(
     if not condition:
         raise CfvaeError(message)
 
-# %% ../nbs/00_core.ipynb #48f2ec05
+# %% ../nbs/00_core.ipynb #fa43696d
 def seed_everything(
     seed: int,  # any integer; the same seed gives the same run
 ) -> None:
@@ -47,7 +47,7 @@ def make_generator(
     "A generator of its own, so that two runs can share their noise whatever else draws random numbers."
     return torch.Generator(device=device).manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #ca7cbb44
+# %% ../nbs/00_core.ipynb #3f732b5e
 def randn(
     shape: typing.Sequence[int],  # shape of the tensor
     generator: torch.Generator | None = None,  # source of the noise; None is the global generator
@@ -57,7 +57,7 @@ def randn(
     source = generator.device if generator is not None else device
     return torch.randn(shape, generator=generator, device=source).to(device)
 
-# %% ../nbs/00_core.ipynb #ab206589
+# %% ../nbs/00_core.ipynb #f42228a1
 def get_device(
     name: str = "auto",  # "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1"
 ) -> torch.device:
@@ -68,25 +68,25 @@ def get_device(
         device = torch.device(name)
     except RuntimeError:
         raise CfvaeError(f"unknown device '{name}': use auto, cpu or cuda") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type == "cuda" and (str(device) != str(name) or (device.index or 0) >= torch.cuda.device_count()):  # "cuda:999" is read as another number
         raise CfvaeError(f"device '{name}' was asked for, but PyTorch sees {torch.cuda.device_count()} GPUs: use --device cpu or auto")
     return device
 
-# %% ../nbs/00_core.ipynb #b22d23cf
+# %% ../nbs/00_core.ipynb #cca24368
 def from_uint8(
     x: torch.Tensor,  # integers 0..255, any shape
 ) -> torch.Tensor:
     "Pixels as the models see them: float32 in [-1, 1]."
     return x.to(torch.float32) / 127.5 - 1
 
-# %% ../nbs/00_core.ipynb #3253274f
+# %% ../nbs/00_core.ipynb #998383a8
 def to_uint8(
     x: torch.Tensor,  # floats, nominally in [-1, 1]; values outside are clipped, NaN becomes 0
 ) -> torch.Tensor:
     "Pixels as files store them: integers 0..255, rounded to the nearest."
     return ((x.float().nan_to_num(-1.0).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
-# %% ../nbs/00_core.ipynb #5ed428ed
+# %% ../nbs/00_core.ipynb #33124943
 def image_grid(
     images: torch.Tensor,  # (n, 3, h, w) in [-1, 1]
     columns: int | None = None,  # images per row; None makes the grid as square as it can be
@@ -104,7 +104,7 @@ def image_grid(
     picture = Image.fromarray(canvas)
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
-# %% ../nbs/00_core.ipynb #f348fbcd
+# %% ../nbs/00_core.ipynb #d70d2f09
 PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")
 
 
@@ -116,7 +116,7 @@ def set_style() -> None:
         "figure.dpi": 90, "savefig.dpi": 90, "axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True,
     })
 
-# %% ../nbs/00_core.ipynb #dc731a35
+# %% ../nbs/00_core.ipynb #d5445f6e
 def show_images(
     images: torch.Tensor,  # (n, 3, h, w) in [-1, 1]
     titles: typing.Sequence[str] | None = None,  # one caption per image
@@ -141,7 +141,7 @@ def show_images(
         figure.suptitle(title)
     return figure
 
-# %% ../nbs/00_core.ipynb #c6d3d0fd
+# %% ../nbs/00_core.ipynb #daf1372e
 def config_from_dict(
     cls: type,  # a dataclass
     fields: dict,  # field names and values, as read from JSON; lists become tuples
@@ -165,7 +165,7 @@ def config_to_dict(
     "The config's fields as plain values that JSON can hold."
     return dataclasses.asdict(config)
 
-# %% ../nbs/00_core.ipynb #a71dccaa
+# %% ../nbs/00_core.ipynb #a9c259a8
 def count_parameters(
     model: torch.nn.Module,  # any module
 ) -> int:

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ELBO', 'importance_weighted_bound']
 
-# %% ../nbs/05_elbo.ipynb #e0cdde3a
+# %% ../nbs/05_elbo.ipynb #e587f8ab
 import dataclasses
 import math
 
 import torch
 
-# %% ../nbs/05_elbo.ipynb #dcf43873
+# %% ../nbs/05_elbo.ipynb #cff20ba5
 @dataclasses.dataclass(frozen=True)
 class ELBO:
     "The two halves of the bound, in nats per example: what the reconstruction misses and what the latents cost."
@@ -41,7 +41,7 @@ class ELBO:
         "The negative bound in bits per dimension, (b,)."
         return -self.elbo / (dims * math.log(2))
 
-# %% ../nbs/05_elbo.ipynb #7b043d9a
+# %% ../nbs/05_elbo.ipynb #6c7e6bfc
 def importance_weighted_bound(
     log_weights: torch.Tensor,  # (k, b): log p(x, z) - log q(z | x) of k draws from q
 ) -> torch.Tensor:

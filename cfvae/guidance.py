@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['exact_tilt', 'Guidance']
 
-# %% ../nbs/11_guidance.ipynb #664c08cf
+# %% ../nbs/11_guidance.ipynb #692eeab8
 import dataclasses
 import math
 import typing
@@ -15,7 +15,7 @@ import torch
 from .core import check
 from .gaussian import DiagGaussian
 
-# %% ../nbs/11_guidance.ipynb #d2a526f8
+# %% ../nbs/11_guidance.ipynb #23a4c7f9
 def exact_tilt(
     p_cond: DiagGaussian,  # the prior with the label
     p_uncond: DiagGaussian,  # the prior without
@@ -30,7 +30,7 @@ def exact_tilt(
     mean = variance * ((1 + weight) * p_cond.mean / p_cond.variance - weight * p_uncond.mean / p_uncond.variance)
     return DiagGaussian(torch.where(exists, mean, p_cond.mean), variance), exists
 
-# %% ../nbs/11_guidance.ipynb #e77c1731
+# %% ../nbs/11_guidance.ipynb #7b9276a7
 @dataclasses.dataclass(frozen=True)
 class Guidance:
     """How far sampling leans from the unconditional prior past the conditional one; 0 is off (11.2).

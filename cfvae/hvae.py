@@ -6,7 +6,7 @@
 __all__ = ['HierarchicalVAEConfig', 'BottomUpEncoder', 'TopDownBlock', 'TopDownDecoder', 'HierarchicalVAEOutput',
            'HierarchicalVAE']
 
-# %% ../nbs/08_hierarchical_vae.ipynb #25752a30
+# %% ../nbs/08_hierarchical_vae.ipynb #9260474a
 import dataclasses
 import math
 import typing
@@ -15,11 +15,11 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
-from .blocks import Attention, ResidualBlock, Resample, SpectralTerm, attention_positions, initialise, scale_weight
+from .blocks import ATTENTION_MODES, Attention, ResidualBlock, Resample, SpectralTerm, attention_positions, initialise, scale_weight
 from .core import check, randn
 from .gaussian import DiagGaussian, kl_divergence
 
-# %% ../nbs/08_hierarchical_vae.ipynb #4aa18d07
+# %% ../nbs/08_hierarchical_vae.ipynb #09ca1ead
 @dataclasses.dataclass(frozen=True)
 class HierarchicalVAEConfig:
     "Sizes of a hierarchical VAE. Every tuple runs from the lowest resolution to the highest; a single number stands for all levels."
@@ -40,6 +40,7 @@ class HierarchicalVAEConfig:
 
     def __post_init__(self):
         levels = len(self.resolutions) if isinstance(self.resolutions, (tuple, list)) else 1
+        check(levels >= 1, "resolutions is empty: give one entry per level, at least one")
         for name in ("resolutions", "widths", "encoder_widths", "multipliers", "layers", "encoder_blocks", "attention", "heads"):
             value = getattr(self, name)
             value = tuple(value) if isinstance(value, (tuple, list)) else (value,) * levels
@@ -50,8 +51,10 @@ class HierarchicalVAEConfig:
             check(min(getattr(self, name)) >= 1, f"{name} is {getattr(self, name)}: every entry must be at least 1")
         steps = list(zip(self.resolutions, self.resolutions[1:], strict=False))
         check(all(a < b and b % a == 0 for a, b in steps), f"resolutions are {self.resolutions}: each must be a multiple of the one before")
-        check(self.data_channels >= 1 and self.latent_channels >= 1, "data_channels and latent_channels must be at least 1")
-        check(self.num_classes >= 0, f"num_classes is {self.num_classes}: use 0 for a model without labels")
+        for name, least in (("data_channels", 1), ("latent_channels", 1), ("num_classes", 0)):
+            value = getattr(self, name)
+            check(isinstance(value, int) and value >= least, f"{name} is {value!r}: a whole number from {least} is needed")
+        check(self.attention_mode in ATTENTION_MODES, f"attention_mode is '{self.attention_mode}': use one of {', '.join(ATTENTION_MODES)}")
 
     @property
     def resolution(self) -> int:
@@ -63,7 +66,7 @@ class HierarchicalVAEConfig:
         "The resolution of every stochastic layer, lowest first."
         return tuple(r for r, count in zip(self.resolutions, self.layers, strict=True) for _ in range(count))
 
-# %% ../nbs/08_hierarchical_vae.ipynb #5d8e3fef
+# %% ../nbs/08_hierarchical_vae.ipynb #8a605245
 class BottomUpEncoder(nn.Module):
     "Reads the data from the highest resolution down: (b, data_channels, R, R) -> one feature map per level, lowest resolution first."
 
@@ -100,7 +103,7 @@ class BottomUpEncoder(nn.Module):
                 h = self.downs[index](h)
         return features[::-1]
 
-# %% ../nbs/08_hierarchical_vae.ipynb #e9ece5b1
+# %% ../nbs/08_hierarchical_vae.ipynb #6a5b1105
 class TopDownBlock(nn.Module):
     "One stochastic layer. Training, sampling and guided sampling all use its three steps: `prior`, `posterior`, `merge`."
 
@@ -155,7 +158,7 @@ class TopDownBlock(nn.Module):
         "The state after z is known (08.4), (b, width, r, r)."
         return self.shared_block(h + self.project_z(z) + residual, label)
 
-# %% ../nbs/08_hierarchical_vae.ipynb #466733d7
+# %% ../nbs/08_hierarchical_vae.ipynb #6d5fa3db
 class TopDownDecoder(nn.Module):
     "Walks all stochastic layers from the lowest resolution to the highest and ends in the output head."
 
@@ -203,7 +206,7 @@ class TopDownDecoder(nn.Module):
         mean, log_variance = self.head(h).float().chunk(2, dim=1)
         return DiagGaussian(mean, log_variance.clamp(-30, 30).exp())
 
-# %% ../nbs/08_hierarchical_vae.ipynb #502f0da5
+# %% ../nbs/08_hierarchical_vae.ipynb #97edefaf
 @dataclasses.dataclass(frozen=True)
 class HierarchicalVAEOutput:
     "What one pass over data gives."
@@ -212,7 +215,7 @@ class HierarchicalVAEOutput:
     variance: torch.Tensor  # (b, data_channels, R, R)
     rates: torch.Tensor  # (b, layers) KL(q || p) in nats, unweighted, lowest resolution first
 
-
+# %% ../nbs/08_hierarchical_vae.ipynb #fb461897
 class HierarchicalVAE(nn.Module, PyTorchModelHubMixin):
     "A deep hierarchical VAE (P2, section 3): bottom-up encoder, top-down decoder, optional labels."
 
@@ -280,6 +283,8 @@ class HierarchicalVAE(nn.Module, PyTorchModelHubMixin):
         if labels is None:
             labels = torch.full((n,), classes, device=device)
         labels = torch.as_tensor(labels).to(device)
+        check(n == 0 or not labels.is_floating_point(), "labels must be whole numbers: class indices")
+        labels = labels.long()
         check(labels.shape == (n,), f"{n} examples need {n} labels, but the labels have shape {tuple(labels.shape)}")
         if device.type == "cpu" or not self.training:  # on a GPU in training the look would make every step wait
             check(n == 0 or bool((labels >= 0).all() & (labels <= classes).all()), f"labels must be 0 to {classes - 1}, or {classes} for none")

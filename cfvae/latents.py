@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LatentScaler', 'LatentDataset', 'weights_fingerprint', 'encode_dataset']
 
-# %% ../nbs/10_latent_space.ipynb #9d9e0790
+# %% ../nbs/10_latent_space.ipynb #86b9ed2e
 import hashlib
 import json
 import os
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from .core import CfvaeError, check
 from .data import ImageDataset
 
-# %% ../nbs/10_latent_space.ipynb #98991284
+# %% ../nbs/10_latent_space.ipynb #27a9dd04
 class LatentScaler(nn.Module):
     "Standardises codes, (z - shift) / scale, clipped to [-clip, clip]; and takes them back (10.1)."
 
@@ -61,7 +61,7 @@ class LatentScaler(nn.Module):
         "Back to the autoencoder's units."
         return z * self.scale + self.shift
 
-# %% ../nbs/10_latent_space.ipynb #50d07dde
+# %% ../nbs/10_latent_space.ipynb #dee47064
 class LatentDataset(torch.utils.data.Dataset):
     "Codes in a memory-mapped file: batches come out standardised, (b, channels, r, r) float32, with their labels (b,)."
 
@@ -92,7 +92,7 @@ class LatentDataset(torch.utils.data.Dataset):
         z, y = self.batch([i])
         return z[0], int(y[0])
 
-# %% ../nbs/10_latent_space.ipynb #d6b423c6
+# %% ../nbs/10_latent_space.ipynb #ee455dd7
 def weights_fingerprint(
     model: nn.Module,  # any module
 ) -> str:
@@ -103,7 +103,7 @@ def weights_fingerprint(
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + numbers.numpy().tobytes())
     return digest.hexdigest()
 
-# %% ../nbs/10_latent_space.ipynb #e3f5affb
+# %% ../nbs/10_latent_space.ipynb #ce220233
 def encode_dataset(
     autoencoder: nn.Module,  # anything with `encode`, and parameters
     dataset: ImageDataset,  # what to encode

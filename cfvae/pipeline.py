@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PipelineOutput', 'load_local', 'LatentVAEPipeline']
 
-# %% ../nbs/12_pipeline.ipynb #1d4eb0be
+# %% ../nbs/12_pipeline.ipynb #20671cbc
 import contextlib
 import copy
 import dataclasses
@@ -23,7 +23,7 @@ from .guidance import Guidance
 from .hvae import HierarchicalVAE
 from .latents import LatentScaler
 
-# %% ../nbs/12_pipeline.ipynb #de18e743
+# %% ../nbs/12_pipeline.ipynb #684666de
 @dataclasses.dataclass(frozen=True)
 class PipelineOutput:
     "What the pipeline returns."
@@ -38,12 +38,13 @@ def _as_output(x: torch.Tensor, output_type: str):
     array = to_uint8(x).permute(0, 2, 3, 1).cpu().numpy()
     return array if output_type == "np" else [Image.fromarray(a) for a in array]
 
-# %% ../nbs/12_pipeline.ipynb #ddab751a
+# %% ../nbs/12_pipeline.ipynb #a039c795
 def load_local(
     kind: type,  # a class with `from_pretrained`
     folder: Path,  # a folder that `save_pretrained` wrote
 ):
     "Load a model from a folder, in evaluation mode. Raises `CfvaeError` where its files are missing, damaged or of another kind."
+    check(Path(folder).is_dir(), f"there is no folder {folder}: a model is missing")  # a name that is no folder would be looked up in the network
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # huggingface_hub announces every local file it reads
             return kind.from_pretrained(str(folder)).eval()

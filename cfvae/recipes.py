@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'Recipe', 'recipe_from_dict', 'change', 'shapes_demo', 'sh
            'tiny_imagenet_64', 'preset', 'prepare', 'train_autoencoder', 'train_vae', 'load_recipe', 'load_autoencoder',
            'load_model', 'train']
 
-# %% ../nbs/14_recipes.ipynb #c4dd8377
+# %% ../nbs/14_recipes.ipynb #d28044c9
 import contextlib
 import copy
 import dataclasses
@@ -32,7 +32,7 @@ from .latents import LatentDataset, encode_dataset
 from .pipeline import LatentVAEPipeline, load_local
 from .training import JsonLog, PictureLog, ProgressBar, TensorBoardLog, TimeLimit, TrainingConfig, TrainingState, fit
 
-# %% ../nbs/14_recipes.ipynb #e52fb29c
+# %% ../nbs/14_recipes.ipynb #3a820ea2
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     "Both stages of a run: models, training and data."
@@ -63,7 +63,7 @@ def recipe_from_dict(
     "A recipe from plain values. Raises `CfvaeError` for unknown fields."
     return config_from_dict(Recipe, {k: config_from_dict(_PARTS[k], v) if k in _PARTS else v for k, v in fields.items()})
 
-# %% ../nbs/14_recipes.ipynb #41adfdfe
+# %% ../nbs/14_recipes.ipynb #b6acc48c
 def change(
     recipe: Recipe,  # the start
     settings: dict[str, typing.Any],  # field -> value; "vae.layers" names one part's field, a bare "batch_size" every training's that has it
@@ -113,7 +113,7 @@ def _like(old, value, key: str):
             pass
     raise CfvaeError(f"'{key}={value}': a value like {json.dumps(old)} is needed")
 
-# %% ../nbs/14_recipes.ipynb #3aa90007
+# %% ../nbs/14_recipes.ipynb #b7411dcb
 def shapes_demo() -> Recipe:
     "Minutes on two CPU cores, from nothing to guided samples. Plain blocks, most layers at low resolution: what costs least per step."
     return Recipe(
@@ -185,7 +185,7 @@ def preset(
     check(name in PRESETS, f"there is no preset '{name}': choose one of {', '.join(PRESETS)}")
     return PRESETS[name]()
 
-# %% ../nbs/14_recipes.ipynb #4615d7a8
+# %% ../nbs/14_recipes.ipynb #e16d0d81
 def prepare(
     recipe: Recipe,  # what to train
     dataset: ImageDataset,  # on what
@@ -232,7 +232,7 @@ def train_autoencoder(
         state.ema.module.cpu().save_pretrained(folder / "model")
     return state
 
-# %% ../nbs/14_recipes.ipynb #be47f4b1
+# %% ../nbs/14_recipes.ipynb #14150d16
 def train_vae(
     recipe: Recipe,  # from `prepare`
     autoencoder: Autoencoder,  # trained
@@ -265,7 +265,7 @@ def train_vae(
         pipeline(state.ema.module.cpu()).save_pretrained(out / "pipeline")
     return state
 
-# %% ../nbs/14_recipes.ipynb #533d8557
+# %% ../nbs/14_recipes.ipynb #407e9dd7
 def load_recipe(
     out: str | Path,  # a run folder
 ) -> Recipe:
@@ -333,7 +333,7 @@ def load_model(
     check((inner / "pipeline.json").is_file(), f"{path} holds no model yet: a run has one once its second stage was trained")
     return LatentVAEPipeline.from_pretrained(inner)
 
-# %% ../nbs/14_recipes.ipynb #350226d5
+# %% ../nbs/14_recipes.ipynb #4bb656bf
 def train(
     recipe: Recipe,  # what to train
     data: str | ImageDataset,  # where the images come from (as `open_dataset` reads it), or the images

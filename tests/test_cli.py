@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cfvae import cli, evaluation, recipes, training
+from cfvae import cli, data, evaluation, recipes, training
 from cfvae.checkpoints import list_checkpoints, load_checkpoint
 from cfvae.cli import main
 from cfvae.core import count_parameters
@@ -486,9 +486,10 @@ def test_demo_goes_on_where_it_was_interrupted(monkeypatch):
 
 
 def test_train_features(monkeypatch):
-    monkeypatch.setattr(evaluation, "Shapes", lambda n, seed: Shapes(64, seed))
+    for module in (evaluation, data):
+        monkeypatch.setattr(module, "Shapes", lambda n, seed: Shapes(min(n, 64), seed))
     monkeypatch.setattr(evaluation, "SHAPES_TRAINING", training.TrainingConfig(steps=2, batch_size=8, device="cpu", precision="fp32"))
-    assert "of 2000 held-out images are recognised" in done("train-features --out judge")
+    assert "of 64 held-out images are recognised" in done("train-features --out judge")
     from safetensors.torch import load_file
 
     assert {tensor.dtype for tensor in load_file("judge/model.safetensors").values()} == {torch.float16}

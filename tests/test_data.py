@@ -62,7 +62,7 @@ def test_labels_have_to_fit(few):
     with pytest.raises(CfvaeError, match="few: 6 images but 5 labels"):
         ImageDataset(few.images, [0] * 5, ["a"], "few")
     for wrong in (3, -2):
-        with pytest.raises(CfvaeError, match=rf"few: label \[{wrong}\] is out of range: use 0 to 2"):
+        with pytest.raises(CfvaeError, match=rf"few: labels such as \[{wrong}\] are out of range: use 0 to 2"):
             ImageDataset(few.images, [0, 1, 2, wrong, 0, 0], few.classes, "few")
 
 
