@@ -6,14 +6,14 @@
 __all__ = ['ATTENTION_MODES', 'ResidualBlock', 'Attention', 'attention_positions', 'Resample', 'initialise', 'scale_weight',
            'SpectralTerm']
 
-# %% ../nbs/07_blocks.ipynb #1d560e7c
+# %% ../nbs/07_blocks.ipynb #aee7a322
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .core import check
 
-# %% ../nbs/07_blocks.ipynb #f62e8b77
+# %% ../nbs/07_blocks.ipynb #cb945a72
 class ResidualBlock(nn.Module):
     """The workhorse: two 3x3 convolutions, then a feed-forward pair of 1x1 convolutions (P2, section 3).
 
@@ -57,7 +57,7 @@ class ResidualBlock(nn.Module):
             h = layer(F.silu(h))
         return x + h if self.skip else h
 
-# %% ../nbs/07_blocks.ipynb #ca7a309f
+# %% ../nbs/07_blocks.ipynb #8b726ea1
 ATTENTION_MODES = ("softmax", "published")
 
 
@@ -97,7 +97,7 @@ class Attention(nn.Module):
             result = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(b, -1, c)
         return x + self.project_out(result).transpose(1, 2).view(b, c, height, width)
 
-# %% ../nbs/07_blocks.ipynb #0276733e
+# %% ../nbs/07_blocks.ipynb #c3b649a9
 def attention_positions(
     layers: int,  # how many layers the level has
     count: int,  # how many attention layers to spread among them
@@ -105,7 +105,7 @@ def attention_positions(
     "Where the attention layers go: round(i * layers / (count + 1)) for i = 1..count, halves to even; equal positions collapse."
     return tuple(sorted({round(i * layers / (count + 1)) for i in range(1, count + 1)}))
 
-# %% ../nbs/07_blocks.ipynb #5e828a7a
+# %% ../nbs/07_blocks.ipynb #ce7dfc8c
 class Resample(nn.Module):
     "Bring (b, in_channels, r, r) to the next level's resolution and width; a 1x1 convolution follows only where the width changes."
 
@@ -129,7 +129,7 @@ class Resample(nn.Module):
             x = F.interpolate(x, size=(self.resolution, self.resolution), mode="nearest")
         return self.project(x)
 
-# %% ../nbs/07_blocks.ipynb #f097c2ca
+# %% ../nbs/07_blocks.ipynb #86a6c5ef
 def initialise(
     module: nn.Module,  # changed in place
 ) -> None:
@@ -152,7 +152,7 @@ def scale_weight(
     with torch.no_grad():
         layer.weight.mul_(factor)
 
-# %% ../nbs/07_blocks.ipynb #43b61db1
+# %% ../nbs/07_blocks.ipynb #df0b4b7e
 class SpectralTerm(nn.Module):
     """Estimates the largest singular value of a convolution's weight, seen as (inputs x kernel) by outputs (07.5).
 

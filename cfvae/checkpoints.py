@@ -6,7 +6,7 @@
 __all__ = ['UNFINISHED', 'FORMAT', 'VERSION', 'list_checkpoints', 'save_checkpoint', 'load_checkpoint', 'differences',
            'Checkpointer', 'RunLock', 'StopOnSignal']
 
-# %% ../nbs/03b_checkpoints.ipynb #3fca13f0
+# %% ../nbs/03b_checkpoints.ipynb #7aa0ee3a
 import contextlib
 import hashlib
 import io
@@ -19,8 +19,6 @@ import warnings
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import reduce
 
 from .core import CfvaeError, check, config_to_dict
 from .training import Callback, StopTraining, TrainingState
@@ -30,7 +28,7 @@ try:
 except ImportError:  # Windows has no flock
     fcntl = None
 
-# %% ../nbs/03b_checkpoints.ipynb #e64d6285
+# %% ../nbs/03b_checkpoints.ipynb #13db58fd
 UNFINISHED = "unfinished.tmp"  # nobody reads it; the next save writes over what a crash left in it
 
 
@@ -43,7 +41,7 @@ def _sync_folder(folder: Path) -> None:
         finally:
             os.close(descriptor)
 
-# %% ../nbs/03b_checkpoints.ipynb #f87284e6
+# %% ../nbs/03b_checkpoints.ipynb #1e4ba237
 def _publish(payload, target: Path) -> None:
     "Write `payload` aside, wait for the disk, then give it its name: `target` is whole or it is not there. Raises `OSError`."
     unfinished = target.parent / UNFINISHED
@@ -59,7 +57,7 @@ def _publish(payload, target: Path) -> None:
         raise
     _sync_folder(target.parent)
 
-# %% ../nbs/03b_checkpoints.ipynb #f785ea52
+# %% ../nbs/03b_checkpoints.ipynb #1cc12a24
 def list_checkpoints(
     folder: str | Path,  # a run's folder; it need not exist
 ) -> list[Path]:
@@ -73,7 +71,7 @@ def list_checkpoints(
     numbered = [(int(found[1]), name) for name in names if (found := re.fullmatch(r"step-(\d+)\b.*\.pt", name))]
     return [Path(folder) / name for _, name in sorted(numbered)]
 
-# %% ../nbs/03b_checkpoints.ipynb #baa99cdf
+# %% ../nbs/03b_checkpoints.ipynb #aba97226
 def _checksum(payload) -> str:
     "The first 16 hexadecimal digits of the SHA-256 of some bytes."
     return hashlib.sha256(payload).hexdigest()[:16]
@@ -88,7 +86,7 @@ def _damage(path: Path) -> str | None:
         return error.strerror
     return None if path.stem.split("-")[-1] == found else "its content does not match the checksum in its name"
 
-# %% ../nbs/03b_checkpoints.ipynb #29c04afb
+# %% ../nbs/03b_checkpoints.ipynb #fbc08b21
 def _check_plain(value, name: str = "state") -> None:
     "Raise `CfvaeError` unless `value` is made of tensors, numbers, strings, lists and dicts: all that reading back allows."
     if isinstance(value, dict):
@@ -100,7 +98,7 @@ def _check_plain(value, name: str = "state") -> None:
     elif not (isinstance(value, torch.Tensor) or type(value) in (str, int, float, bool, type(None))):
         raise CfvaeError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold: use tensors, numbers, strings, lists, dicts")
 
-# %% ../nbs/03b_checkpoints.ipynb #888df8f4
+# %% ../nbs/03b_checkpoints.ipynb #b651be63
 FORMAT, VERSION = "cfvae checkpoint", 1  # raise the version when older code can no longer read what is written
 
 
@@ -125,7 +123,7 @@ def save_checkpoint(
     _prune(target, keep)
     return target
 
-# %% ../nbs/03b_checkpoints.ipynb #0172c4c3
+# %% ../nbs/03b_checkpoints.ipynb #2dc2cf2f
 def _prune(newest: Path, keep: int) -> None:
     "Delete the checkpoints beside `newest` that are not among the last `keep`, and other files of its step."
     listed = list_checkpoints(newest.parent)
@@ -136,7 +134,7 @@ def _prune(newest: Path, keep: int) -> None:
             with contextlib.suppress(OSError):
                 path.unlink()
 
-# %% ../nbs/03b_checkpoints.ipynb #de5fe41b
+# %% ../nbs/03b_checkpoints.ipynb #2b26c7b4
 def _read(path: Path) -> tuple[int, dict]:
     "Step and state of an intact checkpoint file. Raises `CfvaeError` for one that this code did not write."
     try:
@@ -150,7 +148,7 @@ def _read(path: Path) -> tuple[int, dict]:
         raise CfvaeError(f"{path} has format version {payload.get('version')}, this code reads {VERSION}: use the cfvae that wrote it")
     return payload["step"], payload["state"]
 
-# %% ../nbs/03b_checkpoints.ipynb #208830eb
+# %% ../nbs/03b_checkpoints.ipynb #d6e32410
 def load_checkpoint(
     folder: str | Path,  # a run's folder
 ) -> tuple[int, dict] | None:
@@ -165,7 +163,7 @@ def load_checkpoint(
         raise CfvaeError(f"all {len(paths)} checkpoints in {folder} are damaged: restore one from a copy, or delete them to start again")
     return None
 
-# %% ../nbs/03b_checkpoints.ipynb #805ea0a5
+# %% ../nbs/03b_checkpoints.ipynb #e56c7edd
 def differences(
     wanted,  # what the run has: nested dicts and lists of tensors and values
     found,  # what the checkpoint has
@@ -185,7 +183,7 @@ def differences(
         return [f"{name} is a {type(found).__name__} instead of a {type(wanted).__name__}"]
     return []
 
-# %% ../nbs/03b_checkpoints.ipynb #30da1150
+# %% ../nbs/03b_checkpoints.ipynb #48f558f3
 def _restore(state: TrainingState, found: dict, folder: Path) -> None:
     "Put a checkpoint into a fresh training state, or say what does not fit."
     before, now = found.pop("config", {}), config_to_dict(state.config)
@@ -209,7 +207,7 @@ def _take_up(state: TrainingState, folder: Path, resume: bool) -> int | None:
         _restore(state, newest[1], folder)
     return newest and newest[0]
 
-# %% ../nbs/03b_checkpoints.ipynb #663826ce
+# %% ../nbs/03b_checkpoints.ipynb #a20ee56f
 class Checkpointer(Callback):
     "Saves the state every `every` steps and at the end, and can resume. Place it before callbacks that read `state.step` on start."
 
@@ -239,7 +237,7 @@ class Checkpointer(Callback):
             save_checkpoint(self.folder, state.step, {**state.state_dict(), "config": config_to_dict(state.config)}, self.keep)
         self.saved = state.step
 
-# %% ../nbs/03b_checkpoints.ipynb #751e8e8e
+# %% ../nbs/03b_checkpoints.ipynb #bb001bdd
 _locked = set()  # open lock files of this process
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: [file.close() for file in _locked])
@@ -262,7 +260,7 @@ def _lock(file, folder: Path) -> None:
         file.truncate(0)
         print(os.getpid(), file=file, flush=True)
 
-# %% ../nbs/03b_checkpoints.ipynb #1ddd57bc
+# %% ../nbs/03b_checkpoints.ipynb #ea376692
 class RunLock:
     "Keeps other runs out of a folder while the `with` block and its process last. A second run gets a `CfvaeError`."
 
@@ -288,15 +286,7 @@ class RunLock:
             _locked.discard(self.file)
             self.file.close()
 
-# %% ../nbs/03b_checkpoints.ipynb #23bb2d92
-def _any_process(flag: bool) -> bool:
-    "Whether the flag is set in any of the processes that train together."
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return flag
-    votes = torch.tensor(float(flag), device=PartialState().device)
-    return reduce(votes, "sum").item() > 0
-
-# %% ../nbs/03b_checkpoints.ipynb #bf0628bb
+# %% ../nbs/03b_checkpoints.ipynb #5fb7e1e4
 class StopOnSignal(Callback):
     "Turns SIGTERM and Ctrl-C into a stop after the step, where a `Checkpointer` saves. A second Ctrl-C interrupts at once. Best placed last."
 
@@ -313,10 +303,9 @@ class StopOnSignal(Callback):
         self.received = self.received or number
 
     def on_step(self, state: TrainingState, metrics: dict) -> None:
-        if _any_process(self.received is not None):
+        if self.received is not None:
             if state.is_main:
-                name = signal.Signals(self.received).name if self.received else "signal in another process"
-                print(f"{name}: stopping after step {state.step}", flush=True)
+                print(f"{signal.Signals(self.received).name}: stopping after step {state.step}", flush=True)
             raise StopTraining
 
     def on_end(self, state: TrainingState) -> None:

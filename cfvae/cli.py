@@ -6,7 +6,7 @@
 __all__ = ['app', 'Option', 'Argument', 'Model', 'Data', 'Device', 'Validation', 'LARGEST_GRID', 'main', 'presets', 'train',
            'info', 'sample', 'reconstruct', 'encode', 'demo', 'train_features']
 
-# %% ../nbs/20_command_line.ipynb #42421331
+# %% ../nbs/20_command_line.ipynb #f11928c2
 import contextlib
 import errno
 import os
@@ -29,7 +29,7 @@ if typing.TYPE_CHECKING:
     from cfvae.pipeline import LatentVAEPipeline
     from cfvae.recipes import Recipe
 
-# %% ../nbs/20_command_line.ipynb #5de4992d
+# %% ../nbs/20_command_line.ipynb #980a62b8
 _UsageError = typer.BadParameter.__base__  # what typer raises for a command line that it cannot read
 
 
@@ -65,7 +65,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return 2, str(error)
     return 1, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}\nThis should not happen: please report it, with what --debug shows"
 
-# %% ../nbs/20_command_line.ipynb #1669a95e
+# %% ../nbs/20_command_line.ipynb #7ad9cfa5
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
@@ -102,7 +102,7 @@ def main(
             print(f"error: {message}", file=sys.stderr)
             return code
 
-# %% ../nbs/20_command_line.ipynb #6c2df837
+# %% ../nbs/20_command_line.ipynb #bbbea3a5
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 Option, Argument = typer.Option, typer.Argument
@@ -125,7 +125,7 @@ def _options(
 ) -> None:
     "Deep hierarchical VAEs in latent space: train them, look inside, draw from them."
 
-# %% ../nbs/20_command_line.ipynb #af0b49cd
+# %% ../nbs/20_command_line.ipynb #19b30549
 def _parameters(autoencoder: "AutoencoderConfig", vae: "HierarchicalVAEConfig") -> tuple[float, ...]:
     "Parameters of both models in millions, counted without any memory for them."
     import torch
@@ -164,7 +164,7 @@ def presets() -> None:
                       f"{sizes[0]:.2f}\n+ {sizes[1]:.2f}", steps, about)
     Console(width=None if sys.stdout.isatty() else 120, highlight=False, force_jupyter=False).print(table)
 
-# %% ../nbs/20_command_line.ipynb #1a320e16
+# %% ../nbs/20_command_line.ipynb #ba400dac
 def _recipe(name: str | None, out: Path, resume: bool, settings: dict[str, str]) -> "Recipe":
     "The recipe to train: the run's own where one goes on, else a preset; with changes."
     from cfvae.core import check
@@ -187,7 +187,7 @@ def _settings(pairs: typing.Sequence[str]) -> dict[str, str]:
         check("=" in pair.strip("="), f"--set {pair}: write it as key=value, for instance --set batch_size=16")
     return dict(pair.split("=", 1) for pair in pairs)
 
-# %% ../nbs/20_command_line.ipynb #aab8d076
+# %% ../nbs/20_command_line.ipynb #39a92b61
 def _newest(folder: Path) -> int:
     "The step of a stage's newest checkpoint; 0 where there is none."
     from cfvae.checkpoints import list_checkpoints
@@ -226,7 +226,7 @@ def _train(recipe: "Recipe", out: Path, again: str, **options) -> None:
         print(_stopped(out, recipe, signals.received, again))
         raise typer.Exit(128 + signals.received if signals.received else 0)
 
-# %% ../nbs/20_command_line.ipynb #fa9c5d84
+# %% ../nbs/20_command_line.ipynb #af97acf1
 @app.command()
 def train(
     out: typing.Annotated[Path, Option(metavar="DIR", help="The run folder: log, pictures, checkpoints, model.", show_default=False)],
@@ -251,7 +251,7 @@ def train(
     else:
         print(f"done: the model is in {out / 'pipeline'}. Next: cfvae sample {name} --n 16 --out samples.png")
 
-# %% ../nbs/20_command_line.ipynb #85ce9095
+# %% ../nbs/20_command_line.ipynb #4fc71d1b
 def _some(names: typing.Sequence[str], limit: int = 12) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
@@ -308,7 +308,7 @@ def info(model: Model) -> None:
     for key, value in about.items():
         print(f"{key:<18} {value}")
 
-# %% ../nbs/20_command_line.ipynb #55d2517d
+# %% ../nbs/20_command_line.ipynb #8b3d9029
 def _draw(pipe: "LatentVAEPipeline", labels: list[int] | None, n: int, seed: int, batch_size: int, **options) -> typing.Iterator:
     "Yield (index of the first, uint8 images (b, h, w, 3)) until n are drawn. Image i depends on the seed and on i, not on n or the batch size."
     import torch
@@ -340,7 +340,7 @@ def _npz(path: Path, shape: tuple[int, ...]) -> typing.Iterator[typing.IO[bytes]
     finally:
         unfinished.unlink(missing_ok=True)
 
-# %% ../nbs/20_command_line.ipynb #ec0f8b7b
+# %% ../nbs/20_command_line.ipynb #8f7ab2a1
 def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -391,7 +391,7 @@ def _save_grid(images, columns: int | None, path: Path) -> None:
 
     image_grid(from_uint8(torch.as_tensor(images)).permute(0, 3, 1, 2), columns, scale=max(1, 64 // images.shape[1])).save(path)
 
-# %% ../nbs/20_command_line.ipynb #b4a5a097
+# %% ../nbs/20_command_line.ipynb #b88c458b
 LARGEST_GRID = 4096  # images in one picture
 
 
@@ -458,7 +458,7 @@ def _save_each(images, start: int, names: list[str] | None, folder: Path) -> Non
         name = "-" + re.sub(r"[^\w-]+", "_", names[i]) if names else ""
         Image.fromarray(image).save(folder / f"{start + i:06d}{name}.png")
 
-# %% ../nbs/20_command_line.ipynb #4ce7f0df
+# %% ../nbs/20_command_line.ipynb #76c55260
 def _labels(pipe: "LatentVAEPipeline", dataset, indices: list[int]) -> list[int] | None:
     "The model's labels for some images of a dataset, matched by the names of the classes; None for a model without classes."
     from cfvae.core import check
@@ -510,7 +510,7 @@ def reconstruct(
     names = ["all layers" if depth is None else f"{depth} layer{'s' * (depth != 1)}" for depth in wanted]
     print(f"{out}, from top to bottom: {', '.join(['originals', 'autoencoder alone', *names])}")
 
-# %% ../nbs/20_command_line.ipynb #3bfa1d01
+# %% ../nbs/20_command_line.ipynb #9a5c2f1a
 def _check_latents_folder(out: Path) -> None:
     "Whatever is in the folder will be replaced: make sure that it is codes."
     from cfvae.core import check
@@ -542,7 +542,7 @@ def encode(
     latents = encode_dataset(autoencoder.to(get_device(device)), dataset, out, flip).latents
     print(f"{len(latents)} codes of shape {_shape(latents.shape[1:])} in {out}: latents.npy ({latents.dtype}) and latents.json (shift and scale)")
 
-# %% ../nbs/20_command_line.ipynb #cda5c9cb
+# %% ../nbs/20_command_line.ipynb #adef711e
 @app.command()
 def demo(
     out: typing.Annotated[Path, Option(metavar="DIR", help="The run folder.")] = Path("runs/demo"),

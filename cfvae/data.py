@@ -6,7 +6,7 @@
 __all__ = ['OUTLINES', 'FACTORS', 'MappedRows', 'ImageDataset', 'hold_out', 'render_shapes', 'Shapes', 'ShuffledBatches',
            'horizontal_flip', 'cifar10']
 
-# %% ../nbs/01_data.ipynb #e6b4ed7a
+# %% ../nbs/01_data.ipynb #53224c09
 import hashlib
 import itertools
 import math
@@ -17,7 +17,7 @@ import torch
 
 from .core import CfvaeError, check, from_uint8
 
-# %% ../nbs/01_data.ipynb #4d656ac4
+# %% ../nbs/01_data.ipynb #a24d96b3
 class MappedRows:
     "Some rows of a memory-mapped array, still on disk: what a subset of a dataset larger than memory is made of."
 
@@ -50,8 +50,8 @@ class ImageDataset(torch.utils.data.Dataset):
         self.images, self.labels = images, torch.as_tensor(labels, dtype=torch.int64)
         self.classes, self.name, self.skipped = tuple(classes), name, []
         check(len(images) == len(self.labels), f"{name}: {len(images)} images but {len(self.labels)} labels")
-        wrong = ((self.labels < -1) | (self.labels >= len(self.classes))).nonzero()
-        check(len(wrong) == 0, f"{name}: label {self.labels[wrong[:1]].tolist()} is out of range: use 0 to {len(self.classes) - 1}, or -1 for none")
+        wrong = self.labels[(self.labels < -1) | (self.labels >= len(self.classes))]
+        check(len(wrong) == 0, f"{name}: labels such as {wrong[:3].tolist()} are out of range: use 0 to {len(self.classes) - 1}, or -1 for none")
         self.fingerprint = fingerprint or self._digest()
 
     def _digest(self) -> str:
@@ -98,7 +98,7 @@ class ImageDataset(torch.utils.data.Dataset):
         digest = hashlib.sha256(self.fingerprint.encode() + indices.numpy().tobytes()).hexdigest()
         return ImageDataset(images, self.labels[indices], self.classes, self.name, digest)
 
-# %% ../nbs/01_data.ipynb #1ebed915
+# %% ../nbs/01_data.ipynb #547b9ca5
 def hold_out(
     dataset: ImageDataset,  # the images to divide
     n: int,  # how many to set aside
@@ -109,7 +109,7 @@ def hold_out(
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
     return dataset.subset(order[n:]), dataset.subset(order[:n])
 
-# %% ../nbs/01_data.ipynb #7b465840
+# %% ../nbs/01_data.ipynb #d16fb243
 def _polygon(*corners: tuple[float, float]):
     edges = list(zip(corners, corners[1:] + corners[:1], strict=True))
 
@@ -142,7 +142,7 @@ OUTLINES = {  # name: (rule, the rotation in degrees that maps the outline onto 
     "hourglass": (_polygon((-0.8, -0.9), (0.8, -0.9), (0.15, 0), (0.8, 0.9), (-0.8, 0.9), (-0.15, 0)), 180),
 }
 
-# %% ../nbs/01_data.ipynb #2d4a7d6c
+# %% ../nbs/01_data.ipynb #db127b54
 _COLOURS = {"red": (219, 58, 52), "orange": (240, 135, 30), "yellow": (247, 203, 55), "lime": (150, 200, 60), "green": (46, 150, 90), "teal": (30, 160, 165),
             "sky": (80, 165, 230), "blue": (45, 90, 200), "purple": (130, 70, 180), "pink": (235, 110, 170), "brown": (140, 90, 60), "white": (245, 245, 245)}
 _BACKGROUNDS = {"night": ((16, 20, 40), (46, 54, 92)), "slate": ((60, 70, 80), (100, 112, 122)), "sand": ((232, 214, 180), (205, 180, 140)),
@@ -159,7 +159,7 @@ FACTORS = {
     "shading": tuple(_LIGHTS),  # where the light comes from
 }
 
-# %% ../nbs/01_data.ipynb #73929cfd
+# %% ../nbs/01_data.ipynb #1fd56a0e
 def _coverage(factors: torch.Tensor, size: int, samples: int = 4) -> torch.Tensor:
     "How much of each pixel the shape covers, (n, size, size) in [0, 1]: the share of samples x samples points inside (this is the anti-aliasing)."
     ticks = (torch.arange(size * samples, dtype=torch.float32) + 0.5) / (size * samples) * 2 - 1
@@ -179,7 +179,7 @@ def _least_angle(angle: float, period: float) -> float:
     "The smallest rotation in degrees that gives the same picture, so that equal pictures are equal to the last bit."
     return 0.0 if period == 0 else float(angle % period)
 
-# %% ../nbs/01_data.ipynb #06b0311d
+# %% ../nbs/01_data.ipynb #f9a92d32
 def render_shapes(
     factors: torch.Tensor,  # (n, 7) indices into the grids of FACTORS, in their order
     size: int = 32,  # height and width in pixels
@@ -195,7 +195,7 @@ def render_shapes(
     cover = _coverage(factors, size)[:, None]
     return (cover * shape + (1 - cover) * background[..., None]).round().clamp(0, 255).to(torch.uint8)
 
-# %% ../nbs/01_data.ipynb #694e3525
+# %% ../nbs/01_data.ipynb #4bc99d05
 class Shapes(ImageDataset):
     "Generated pictures with known factors: the dataset of the lessons. The same (n, seed, size) gives the same images."
 
@@ -222,7 +222,7 @@ class Shapes(ImageDataset):
             total -= lost / len(OUTLINES)
         return total
 
-# %% ../nbs/01_data.ipynb #dd5905fd
+# %% ../nbs/01_data.ipynb #6de6d46f
 class ShuffledBatches:
     "The order of the data. The batch of a step depends on (seed, step) alone, so a resumed run sees the data it would have seen."
 
@@ -250,7 +250,7 @@ class ShuffledBatches:
         whole = self._order[position * self.batch_size : (position + 1) * self.batch_size]
         return whole[self.rank :: self.world].tolist()
 
-# %% ../nbs/01_data.ipynb #7f9a4f53
+# %% ../nbs/01_data.ipynb #6ef3b6eb
 def horizontal_flip(
     x: torch.Tensor,  # (b, c, h, w)
     generator: torch.Generator | None = None,  # source of the coin flips
@@ -259,7 +259,7 @@ def horizontal_flip(
     coins = torch.rand(len(x), generator=generator, device=generator.device if generator is not None else x.device) < 0.5
     return torch.where(coins.to(x.device).view(-1, 1, 1, 1), x.flip(-1), x)
 
-# %% ../nbs/01_data.ipynb #8c759d3c
+# %% ../nbs/01_data.ipynb #1c9d55a1
 def cifar10(
     root: str = "data",  # where the download is kept
     train: bool = True,  # the 50,000 training images, or the 10,000 of the test split

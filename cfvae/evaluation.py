@@ -6,7 +6,7 @@
 __all__ = ['SHAPES_TRAINING', 'ClassifierConfig', 'Classifier', 'train_classifier', 'train_shapes_classifier',
            'shapes_classifier', 'predict', 'class_accuracy']
 
-# %% ../nbs/13_evaluation.ipynb #689a8726
+# %% ../nbs/13_evaluation.ipynb #ee21a0a5
 import dataclasses
 import typing
 from importlib import resources
@@ -22,7 +22,7 @@ from .data import FACTORS, Shapes
 from .pipeline import load_local
 from .training import ProgressBar, TrainingConfig, fit
 
-# %% ../nbs/13_evaluation.ipynb #68595dc8
+# %% ../nbs/13_evaluation.ipynb #fdbe8550
 @dataclasses.dataclass(frozen=True)
 class ClassifierConfig:
     "Sizes of a small convolutional classifier."
@@ -58,7 +58,7 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
     ) -> torch.Tensor:
         return self.answer(self.features(x))
 
-# %% ../nbs/13_evaluation.ipynb #b514a554
+# %% ../nbs/13_evaluation.ipynb #ddcef64d
 def train_classifier(
     dataset,  # labelled images
     config: ClassifierConfig,  # sizes
@@ -88,7 +88,7 @@ def shapes_classifier() -> Classifier:
     "The shipped classifier of `Shapes` at 32 pixels. Its accuracy on held-out images is in the lesson and in a test."
     return load_local(Classifier, Path(str(resources.files("cfvae"))) / "weights" / "shapes-classifier")
 
-# %% ../nbs/13_evaluation.ipynb #cd212246
+# %% ../nbs/13_evaluation.ipynb #142d2b45
 @torch.no_grad()
 def predict(
     classifier: Classifier,  # any module from images to logits

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SOFTPLUS_BETA', 'VARIANCE_FLOOR', 'smooth_variance', 'DiagGaussian', 'sum_dims', 'kl_divergence']
 
-# %% ../nbs/04_gaussian.ipynb #6a17d82b
+# %% ../nbs/04_gaussian.ipynb #76cc12c7
 import dataclasses
 import math
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from .core import randn
 
-# %% ../nbs/04_gaussian.ipynb #5af4cf1a
+# %% ../nbs/04_gaussian.ipynb #b4286e05
 SOFTPLUS_BETA = 0.693  # the authors' constant, close to ln 2: raw 0 then gives variance 1.0002
 VARIANCE_FLOOR = 1e-6
 
@@ -25,7 +25,7 @@ def smooth_variance(
     "A positive variance from an unbounded number: softplus, which grows linearly where exp would explode (04.4)."
     return F.softplus(raw.float(), beta=SOFTPLUS_BETA).clamp_min(VARIANCE_FLOOR)
 
-# %% ../nbs/04_gaussian.ipynb #a14476bd
+# %% ../nbs/04_gaussian.ipynb #e9d7dc85
 @dataclasses.dataclass(frozen=True)
 class DiagGaussian:
     "Independent normal distributions, one per entry; `mean` and `variance` are tensors of one shape, in float32."
@@ -81,7 +81,7 @@ def sum_dims(
     "Sum over all but the batch dimension: (b,). The one place where the course sums over dimensions."
     return x.flatten(1).sum(1)
 
-# %% ../nbs/04_gaussian.ipynb #8449d0d8
+# %% ../nbs/04_gaussian.ipynb #d800d704
 def kl_divergence(
     q: DiagGaussian,  # the distribution that the samples come from
     p: DiagGaussian,  # the one they are coded with

@@ -6,7 +6,7 @@
 __all__ = ['SCHEDULE_SUM', 'blurred_distortion', 'rate_weights', 'shifted_exponential', 'constant_per_resolution',
            'ObjectiveConfig', 'vae_loss']
 
-# %% ../nbs/09_information.ipynb #40312b28
+# %% ../nbs/09_information.ipynb #9e10a47d
 import dataclasses
 import math
 import typing
@@ -18,7 +18,7 @@ from .data import horizontal_flip
 from .elbo import ELBO
 from .gaussian import DiagGaussian, kl_divergence
 
-# %% ../nbs/09_information.ipynb #218ca9d5
+# %% ../nbs/09_information.ipynb #ac987779
 def blurred_distortion(
     x: torch.Tensor,  # (b, ...), data
     output: DiagGaussian,  # p(x | z)
@@ -27,7 +27,7 @@ def blurred_distortion(
     "KL(N(x, sigma_q^2) || p(x | z)) in nats, (b,): what the output misses of data blurred by sigma_q (09.4)."
     return kl_divergence(DiagGaussian(x.float(), torch.full_like(x, sigma_q**2, dtype=torch.float32)), output)
 
-# %% ../nbs/09_information.ipynb #f2fc7b34
+# %% ../nbs/09_information.ipynb #89c3a957
 def rate_weights(
     rates: torch.Tensor,  # (b, layers), nats
     schedule: torch.Tensor,  # (layers,), percent
@@ -39,7 +39,7 @@ def rate_weights(
     weights = torch.where(rates < lower, below, torch.where(rates < 2 * lower, 1.0, above))
     return weights.clamp(0.1, 2.0)
 
-# %% ../nbs/09_information.ipynb #5b2ea493
+# %% ../nbs/09_information.ipynb #ad027bb7
 SCHEDULE_SUM = 66.7  # percent; bands [w, 2w] then reach from two thirds of the nats to four thirds, so all layers can be inside at once
 
 
@@ -61,7 +61,7 @@ def constant_per_resolution(
     weights = torch.repeat_interleave(torch.tensor(values, dtype=torch.float32), torch.tensor(layers))
     return weights * SCHEDULE_SUM / weights.sum()
 
-# %% ../nbs/09_information.ipynb #801058d8
+# %% ../nbs/09_information.ipynb #abeb3e37
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
     "What the hierarchical VAE is trained for."
@@ -93,7 +93,7 @@ class ObjectiveConfig:
             return shifted_exponential(sum(layers), self.steepness)
         return constant_per_resolution(self.values, layers) if self.schedule == "constant-per-resolution" else None
 
-# %% ../nbs/09_information.ipynb #5df6d99f
+# %% ../nbs/09_information.ipynb #dcd1f445
 def vae_loss(
     objective: ObjectiveConfig,  # what to train for
 ) -> typing.Callable:

@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'Recipe', 'recipe_from_dict', 'change', 'shapes_demo', 'sh
            'tiny_imagenet_64', 'preset', 'prepare', 'train_autoencoder', 'train_vae', 'load_recipe', 'load_autoencoder',
            'load_model', 'train']
 
-# %% ../nbs/14_recipes.ipynb #d28044c9
+# %% ../nbs/14_recipes.ipynb #63d66050
 import contextlib
 import copy
 import dataclasses
@@ -32,7 +32,7 @@ from .latents import LatentDataset, encode_dataset
 from .pipeline import LatentVAEPipeline, load_local
 from .training import JsonLog, PictureLog, ProgressBar, TensorBoardLog, TimeLimit, TrainingConfig, TrainingState, fit
 
-# %% ../nbs/14_recipes.ipynb #3a820ea2
+# %% ../nbs/14_recipes.ipynb #45c17f35
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     "Both stages of a run: models, training and data."
@@ -52,6 +52,7 @@ class Recipe:
         shape = (self.vae.data_channels, self.vae.resolution, self.vae.resolution)
         check(self.autoencoder.latent_shape == shape, f"the autoencoder's code is {self.autoencoder.latent_shape}, but the VAE models {shape}: change one of them")
         check(self.held_out >= 1, f"held_out is {self.held_out}: at least one image is needed for the pictures")
+        self.objective.shares(self.vae.layers)  # complains where the schedule does not fit the layers
 
 
 _PARTS = {"autoencoder": AutoencoderConfig, "autoencoder_training": TrainingConfig, "vae": HierarchicalVAEConfig, "vae_training": TrainingConfig, "objective": ObjectiveConfig}
@@ -63,7 +64,7 @@ def recipe_from_dict(
     "A recipe from plain values. Raises `CfvaeError` for unknown fields."
     return config_from_dict(Recipe, {k: config_from_dict(_PARTS[k], v) if k in _PARTS else v for k, v in fields.items()})
 
-# %% ../nbs/14_recipes.ipynb #b6acc48c
+# %% ../nbs/14_recipes.ipynb #1cf31507
 def change(
     recipe: Recipe,  # the start
     settings: dict[str, typing.Any],  # field -> value; "vae.layers" names one part's field, a bare "batch_size" every training's that has it
@@ -113,7 +114,7 @@ def _like(old, value, key: str):
             pass
     raise CfvaeError(f"'{key}={value}': a value like {json.dumps(old)} is needed")
 
-# %% ../nbs/14_recipes.ipynb #b7411dcb
+# %% ../nbs/14_recipes.ipynb #4767d840
 def shapes_demo() -> Recipe:
     "Minutes on two CPU cores, from nothing to guided samples. Plain blocks, most layers at low resolution: what costs least per step."
     return Recipe(
@@ -185,7 +186,7 @@ def preset(
     check(name in PRESETS, f"there is no preset '{name}': choose one of {', '.join(PRESETS)}")
     return PRESETS[name]()
 
-# %% ../nbs/14_recipes.ipynb #e16d0d81
+# %% ../nbs/14_recipes.ipynb #1104b6dd
 def prepare(
     recipe: Recipe,  # what to train
     dataset: ImageDataset,  # on what
@@ -232,7 +233,7 @@ def train_autoencoder(
         state.ema.module.cpu().save_pretrained(folder / "model")
     return state
 
-# %% ../nbs/14_recipes.ipynb #14150d16
+# %% ../nbs/14_recipes.ipynb #f1577cee
 def train_vae(
     recipe: Recipe,  # from `prepare`
     autoencoder: Autoencoder,  # trained
@@ -265,7 +266,7 @@ def train_vae(
         pipeline(state.ema.module.cpu()).save_pretrained(out / "pipeline")
     return state
 
-# %% ../nbs/14_recipes.ipynb #407e9dd7
+# %% ../nbs/14_recipes.ipynb #f3218499
 def load_recipe(
     out: str | Path,  # a run folder
 ) -> Recipe:
@@ -286,15 +287,24 @@ def _refuse_begun(out: Path, resume: bool) -> bool:
     return begun
 
 
-def _open_run(out: Path, recipe: Recipe, resume: bool) -> None:
+def _open_run(out: Path, recipe: Recipe, images: ImageDataset, resume: bool) -> None:
     "Claim the run folder: refuse to overwrite a run, or to resume it as another one. A run that failed before it saved anything is no hindrance."
     path, begun = out / "recipe.json", _refuse_begun(out, resume)
     wanted = json.loads(json.dumps(config_to_dict(recipe)))
     if begun:
         different = _differences(json.loads(json.dumps(config_to_dict(load_recipe(out)))), wanted)
         check(not different, f"{out} was begun with another recipe ({'; '.join(different[:3])}): resume it with the same settings, or choose another --out")
+        before = json.loads((out / "data.json").read_text(encoding="utf-8")) if (out / "data.json").is_file() else {"fingerprint": images.fingerprint}
+        check(before["fingerprint"] == images.fingerprint, f"{out} was begun with other images ({before.get('images')} of them, {len(images)} now): "
+              "the data has changed since. Bring the old images back, or choose another --out")
+    _write_json(out / "data.json", {"fingerprint": images.fingerprint, "images": len(images), "classes": images.classes})
+    _write_json(path, wanted)
+
+
+def _write_json(path: Path, value: dict) -> None:
+    "Write a small file so that it is whole or not there."
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -333,7 +343,7 @@ def load_model(
     check((inner / "pipeline.json").is_file(), f"{path} holds no model yet: a run has one once its second stage was trained")
     return LatentVAEPipeline.from_pretrained(inner)
 
-# %% ../nbs/14_recipes.ipynb #4bb656bf
+# %% ../nbs/14_recipes.ipynb #a4f0f356
 def train(
     recipe: Recipe,  # what to train
     data: str | ImageDataset,  # where the images come from (as `open_dataset` reads it), or the images
@@ -356,7 +366,7 @@ def train(
     recipe, images, held = prepare(dataclasses.replace(recipe, data=data if isinstance(data, str) else dataset.name), dataset)
     with RunLock(out) if processes.is_main_process else contextlib.nullcontext():
         if processes.is_main_process:
-            _open_run(out, recipe, resume)
+            _open_run(out, recipe, images, resume)
         processes.wait_for_everyone()
         if stage != "vae":
             state = train_autoencoder(recipe, images, held, out, resume, extra)

@@ -7,7 +7,7 @@ __all__ = ['COLUMNS', 'ROWS', 'JUDGED', 'data_uri', 'Run', 'open_run', 'first_la
            'entropy_sentence', 'known_entropy', 'strengths', 'class_accuracies', 'rates_figure', 'curves_figure',
            'reconstructions', 'is_shapes', 'changed_settings', 'train_command', 'next_steps', 'write_report']
 
-# %% ../nbs/14b_report.ipynb #397830c4
+# %% ../nbs/14b_report.ipynb #f69ba4d3
 import base64
 import dataclasses
 import hashlib
@@ -39,19 +39,19 @@ from .pipeline import LatentVAEPipeline
 from .recipes import PRESETS, Recipe, load_model, load_recipe, prepare
 from .training import read_log
 
-# %% ../nbs/14b_report.ipynb #2ff7d85c
+# %% ../nbs/14b_report.ipynb #689e5c38
 def data_uri(
     picture,  # a PIL image or a matplotlib figure
 ) -> str:
     "The picture as a PNG inside a `data:` address: an <img> can show it without any file beside the page."
     buffer = io.BytesIO()
     if isinstance(picture, Figure):
-        picture.savefig(buffer, format="png", metadata={"Software": None})  # the same figure gives the same bytes
+        picture.savefig(buffer, format="png", dpi=130, metadata={"Software": None})  # the same figure gives the same bytes
     else:
         picture.save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
-# %% ../nbs/14b_report.ipynb #8381f0a2
+# %% ../nbs/14b_report.ipynb #425c0b71
 @dataclasses.dataclass(frozen=True)
 class Run:
     "A finished or half-finished run, opened for looking at."
@@ -89,7 +89,7 @@ def _same_images(folder: Path, pipe: LatentVAEPipeline, images: ImageDataset, fl
     wanted = hashlib.sha256(f"{weights_fingerprint(pipe.autoencoder)} {images.fingerprint} {flip}".encode()).hexdigest()
     return json.loads(path.read_text(encoding="utf-8"))["fingerprint"] == wanted
 
-# %% ../nbs/14b_report.ipynb #b399d8a4
+# %% ../nbs/14b_report.ipynb #76a60b64
 def first_layers(
     noise: list[torch.Tensor],  # one tensor per stochastic layer, lowest resolution first, as from `HierarchicalVAE.noise`
     depth: int,  # K: layers that keep their noise
@@ -105,7 +105,7 @@ def shown_depths(
     ends = [sum(layers[: i + 1]) for i in range(len(layers))]
     return sorted({1, *ends})
 
-# %% ../nbs/14b_report.ipynb #b5e31936
+# %% ../nbs/14b_report.ipynb #25a74b5a
 def _batches(run: Run, most: int = 512, size: int = 64) -> typing.Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     "Held-out images, a batch at a time, with their labels where the model knows classes."
     count = min(most, len(run.held))
@@ -131,7 +131,7 @@ def held_out_rates(
     band = None if shares is None else [[(s * mean.sum() / 100).item(), (2 * s * mean.sum() / 100).item()] for s in shares]
     return {"rates": mean.tolist(), "rate": mean.sum().item(), "distortion": torch.cat(distortions).mean().item(), "band": band}
 
-# %% ../nbs/14b_report.ipynb #c66c4d65
+# %% ../nbs/14b_report.ipynb #e4587167
 def entropy_sentence(
     rate: float,  # nats, measured
     entropy: float,  # nats, of the pictures given what the model is told
@@ -149,7 +149,7 @@ def known_entropy(
     "Entropy of a picture of `Shapes` in nats, given its class where the model is told it."
     return Shapes.entropy() - (math.log(len(FACTORS["class"])) if recipe.conditional else 0.0)
 
-# %% ../nbs/14b_report.ipynb #365be4b5
+# %% ../nbs/14b_report.ipynb #f0c22da1
 COLUMNS, ROWS, JUDGED = 8, 10, 500  # pictures per row, rows of samples, samples for the class accuracy
 
 
@@ -184,7 +184,7 @@ def class_accuracies(
 def _weights(g: Guidance) -> str:
     return f"guidance {g.mean_weight:g} / {g.var_weight:g}" if g else "without guidance"
 
-# %% ../nbs/14b_report.ipynb #b4405924
+# %% ../nbs/14b_report.ipynb #04e65c8d
 def rates_figure(
     nats: dict,  # from `held_out_rates`
     resolutions: typing.Sequence[int],  # of every stochastic layer
@@ -222,7 +222,7 @@ def curves_figure(
                 axis.legend(fontsize=8)
     return figure
 
-# %% ../nbs/14b_report.ipynb #19c5e8cf
+# %% ../nbs/14b_report.ipynb #6a14612c
 def _stage(run: Run, name: str) -> dict:
     "What a stage's log tells: steps done and wanted, last values, skipped steps, speed, and how much the loss fell in its last tenth."
     log, config = run.logs[name], getattr(run.recipe, f"{name}_training")
@@ -266,7 +266,7 @@ def _plain(value):
         return [_plain(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
-# %% ../nbs/14b_report.ipynb #9b202592
+# %% ../nbs/14b_report.ipynb #fa4f356f
 _PAGE = string.Template("""<!doctype html>
 <html lang="en">
 <head>
@@ -285,8 +285,8 @@ img { display: block; width: 100%; height: auto; background: #fff; border-radius
 .rows { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .5rem; }
 .names { display: grid; grid-auto-rows: 1fr; margin: 0; padding: 0; list-style: none; font-size: .75rem; }
 .names li { display: flex; align-items: center; max-width: 7rem; min-height: 0; overflow: hidden; white-space: nowrap; }
-table { border-collapse: collapse; } td, th { text-align: left; padding: .2rem 1rem .2rem 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
-pre { background: var(--card); padding: .6rem; border-radius: 4px; overflow-x: auto; font-size: .85rem; }
+table { border-collapse: collapse; } td, th { text-align: left; padding: .2rem 1rem .2rem 0; border-bottom: 1px solid var(--line); vertical-align: top; } td { overflow-wrap: anywhere; }
+pre { background: var(--card); padding: .6rem; border-radius: 4px; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
 </style>
 </head>
 <body>
@@ -320,7 +320,7 @@ def _table(rows: typing.Iterable[tuple]) -> str:
 def _p(*sentences: str) -> str:
     return f"<p>{_e(' '.join(s for s in sentences if s))}</p>"
 
-# %% ../nbs/14b_report.ipynb #74cf191b
+# %% ../nbs/14b_report.ipynb #a327a8d2
 def _section_head(numbers: dict) -> str:
     head, ae, vae = numbers["run"], numbers["autoencoder"], numbers["vae"]
     warning = "" if head["same_images"] else _p("The images have changed since the run was made: the ones called held out below may have been trained on.")
@@ -349,7 +349,7 @@ def _section_samples(run: Run, numbers: dict) -> str:
         images = _draw(run, labels, n, g)
         numbers["spread"][_weights(g)] = images.unflatten(0, (-1, COLUMNS)).std(1).mean().item()
         body += _grid(images, classes or ["sample"] * 4, _weights(g).capitalize())
-    spread = "; ".join(f"{value:.3f} {name}" for name, value in numbers["spread"].items())
+    spread = "; ".join(f"{name} {value:.3f}" for name, value in numbers["spread"].items())
     first = f"The first {ROWS} of {len(run.pipe.classes)} classes are shown." if len(run.pipe.classes) > ROWS else ""
     look = ("What to look at: whether a row shows its class, and whether its eight pictures still differ from each other. The noise is the same everywhere, so pictures at "
             "the same place differ by guidance alone (weights on mean / log-variance), which buys the first at the price of the second.") if len(numbers["spread"]) > 1 else \
@@ -368,7 +368,7 @@ def _section_depths(run: Run, numbers: dict) -> str:
         "What to look at: going down a column, at which row the picture is decided. A healthy hierarchy decides layout and colour early and detail late; if only the last "
         "row brings the picture, the low layers are unused.", added)
 
-# %% ../nbs/14b_report.ipynb #c8ca746a
+# %% ../nbs/14b_report.ipynb #9f835020
 def _section_rates(run: Run, numbers: dict) -> str:
     nats = numbers["nats"] = held_out_rates(run)
     inside = sum(low <= rate <= high for rate, (low, high) in zip(nats["rates"], nats["band"] or [], strict=False))
@@ -402,10 +402,10 @@ def _section_accuracy(run: Run, whole: torch.Tensor, numbers: dict) -> str:
     counts = [min(len(whole), len(run.held))] * 2 + [JUDGED] * (len(found) - 2)
     rows = [(name, f"{100 * a:.1f} %", f"n = {n}, standard error {100 * math.sqrt(a * (1 - a) / n):.1f}") for (name, a), n in zip(found.items(), counts, strict=True)]
     return _table(rows) + _p(
-        "What to look at: the first line is what the judge can do at best, the second what survives the model's own coding. Samples below the second line show something "
-        "other than their class. Samples use seed 0, the same noise at every strength. The number is blind to diversity: one good picture per class would score as high.")
+        "What to look at: the first line is what the judge can do at best, the second what survives the model's own coding. Samples that score below the second line "
+        "are less often recognisable as their class than reconstructions are. They use seed 0, the same noise at every strength. The number is blind to diversity: one good picture per class would score as high.")
 
-# %% ../nbs/14b_report.ipynb #e3273142
+# %% ../nbs/14b_report.ipynb #8ead6092
 def changed_settings(
     recipe: Recipe,  # what was trained
 ) -> dict[str, typing.Any] | None:
@@ -453,7 +453,7 @@ def next_steps(
     found.append(("Draw samples of your own:", shlex.join(["cfvae", "sample", str(out), "--n", "64", *guided, "--out", "samples.png"])))
     return [(reason, command) for reason, command in found if command]
 
-# %% ../nbs/14b_report.ipynb #150c47ca
+# %% ../nbs/14b_report.ipynb #5ede27ed
 def write_report(
     run: str | Path,  # a run folder, as `recipes.train` makes it
     device: str = "auto",  # where to compute

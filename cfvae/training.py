@@ -6,7 +6,7 @@
 __all__ = ['TrainingConfig', 'learning_rate', 'average_model', 'TrainingState', 'bf16_is_fast', 'StopTraining', 'Callback', 'fit',
            'plain_metrics', 'ProgressBar', 'JsonLog', 'read_log', 'TensorBoardLog', 'PictureLog', 'TimeLimit']
 
-# %% ../nbs/03_training.ipynb #c5db9106
+# %% ../nbs/03_training.ipynb #c05f7b7e
 import dataclasses
 import json
 import math
@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from .core import check, get_device, image_grid, make_generator
 from .data import ImageDataset, ShuffledBatches
 
-# %% ../nbs/03_training.ipynb #f217631e
+# %% ../nbs/03_training.ipynb #cb8ce17d
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
     "How to train, whatever the model."
@@ -62,7 +62,7 @@ class TrainingConfig:
         check(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}: it must be from 0 to below 1")
         check(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), f"betas is {self.betas}: two numbers from 0 to below 1 are needed")
 
-# %% ../nbs/03_training.ipynb #d9a0d7fa
+# %% ../nbs/03_training.ipynb #8adde24d
 def learning_rate(
     step: int,  # updates done before this one
     config: TrainingConfig,  # holds the schedule
@@ -75,7 +75,7 @@ def learning_rate(
     low, high = config.final_learning_rate, config.learning_rate
     return ramp * (low + (high - low) * 0.5 * (1 + math.cos(math.pi * progress)))
 
-# %% ../nbs/03_training.ipynb #9e03c49b
+# %% ../nbs/03_training.ipynb #252777af
 def average_model(
     model: nn.Module,  # the model to follow
     decay: float,  # how much of the average an update keeps, in the long run
@@ -88,7 +88,7 @@ def average_model(
 
     return AveragedModel(model, multi_avg_fn=blend)
 
-# %% ../nbs/03_training.ipynb #fb495c2b
+# %% ../nbs/03_training.ipynb #019389d6
 class TrainingState:
     "All that changes while training: what a checkpoint has to hold. Noise and data order follow from the config's seed and `step`."
 
@@ -120,7 +120,7 @@ class TrainingState:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.skipped, self.skipped_in_a_row = state["step"], state["skipped"], state["skipped_in_a_row"]
 
-# %% ../nbs/03_training.ipynb #a3a38743
+# %% ../nbs/03_training.ipynb #5ed41c8c
 def _update(state: TrainingState, norm: float) -> bool:
     "Apply the gradient, or skip it (03.4); either way none of it is left for the next step."
     config = state.config
@@ -135,7 +135,7 @@ def _update(state: TrainingState, norm: float) -> bool:
     state.skipped_in_a_row = state.skipped_in_a_row + 1 if skip else 0
     return skip
 
-# %% ../nbs/03_training.ipynb #243f5775
+# %% ../nbs/03_training.ipynb #ea8dee3c
 def bf16_is_fast(
     device: torch.device,  # where training runs
 ) -> bool:
@@ -144,7 +144,7 @@ def bf16_is_fast(
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
-# %% ../nbs/03_training.ipynb #9c434495
+# %% ../nbs/03_training.ipynb #60b84ef4
 def _accelerator(config: TrainingConfig) -> Accelerator:
     "An Accelerator as the config asks. Its shared state is made anew, so that one process can train twice with different settings."
     device = get_device(config.device)
@@ -154,7 +154,7 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
     bf16 = config.precision == "bf16" or (config.precision == "auto" and bf16_is_fast(device))
     return Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if bf16 else "no")
 
-# %% ../nbs/03_training.ipynb #5a5e7c3c
+# %% ../nbs/03_training.ipynb #0408edcc
 def _gradient(model: nn.Module, accelerator: Accelerator) -> float:
     "Average the gradients over all processes and return their length."
     grads = [p.grad for p in model.parameters() if p.grad is not None]
@@ -164,7 +164,7 @@ def _gradient(model: nn.Module, accelerator: Accelerator) -> float:
             grad.copy_(part.view_as(grad))
     return torch.nn.utils.get_total_norm(grads).item()
 
-# %% ../nbs/03_training.ipynb #4441de4f
+# %% ../nbs/03_training.ipynb #efd969b9
 def _step(state: TrainingState, data, indices: list[int], loss_fn: typing.Callable, accelerator: Accelerator, generator: torch.Generator) -> dict:
     "One update from the examples at `indices`, in as many parts as the config says (03.2). Metrics other than the loss are those of the last part."
     parts, total = state.config.accumulate, 0.0
@@ -179,7 +179,7 @@ def _step(state: TrainingState, data, indices: list[int], loss_fn: typing.Callab
     state.step += 1
     return {"loss": accelerator.reduce(total, "mean"), **metrics, "gradient_norm": norm, "learning_rate": learning_rate(state.step - 1, state.config), "skipped": skipped}
 
-# %% ../nbs/03_training.ipynb #1fd1443c
+# %% ../nbs/03_training.ipynb #34f257fa
 class StopTraining(Exception):
     "Raised by a callback to end training after the step it was called for."
 
@@ -196,7 +196,7 @@ class Callback:
     def on_end(self, state: TrainingState) -> None:
         "After the last step, also where training was stopped."
 
-# %% ../nbs/03_training.ipynb #deb4de9b
+# %% ../nbs/03_training.ipynb #5ebbc31f
 def fit(
     model: nn.Module,  # trained in place
     data: ImageDataset,  # anything with `batch(indices)` and a length
@@ -212,10 +212,12 @@ def fit(
     state = TrainingState(model, config)
     state.is_main = accelerator.is_main_process
     generator = make_generator(0, accelerator.device)
-    for callback in callbacks:
-        callback.on_start(state)
     order = ShuffledBatches(len(data), config.batch_size, config.seed, accelerator.process_index, accelerator.num_processes)
+    started = []
     try:
+        for callback in callbacks:
+            callback.on_start(state)
+            started.append(callback)
         while state.step < config.steps:
             generator.manual_seed(_mix(config.seed, state.step, accelerator.process_index))
             metrics = _step(state, data, order.batch(state.step), loss_fn, accelerator, generator)
@@ -223,7 +225,7 @@ def fit(
                 break
             check(state.skipped_in_a_row < config.max_skipped, _skipping_advice(state, metrics))
     finally:
-        for callback in callbacks:
+        for callback in started:
             callback.on_end(state)
     model.eval()
     return state
@@ -251,14 +253,14 @@ def _skipping_advice(state: TrainingState, metrics: dict) -> str:
     return (f"{state.skipped_in_a_row} steps in a row were skipped (last gradient norm {metrics['gradient_norm']:.3g}): the run is not learning any more.\n"
             "Lower learning_rate, or raise skip_norm if the norm is finite and steady; with --resume the run starts again from its last checkpoint.")
 
-# %% ../nbs/03_training.ipynb #a63c43df
+# %% ../nbs/03_training.ipynb #f7b2caf8
 def plain_metrics(
     metrics: dict,  # values may be tensors
 ) -> dict:
     "The metrics as numbers and lists, ready for JSON."
     return {k: (v.tolist() if torch.is_tensor(v) else v) for k, v in metrics.items()}
 
-# %% ../nbs/03_training.ipynb #ed8ad45c
+# %% ../nbs/03_training.ipynb #7d260c73
 class ProgressBar(Callback):
     "A line that shows loss, rate, distortion, skipped steps, examples per second and the time left."
 
@@ -283,7 +285,7 @@ class ProgressBar(Callback):
     def on_end(self, state: TrainingState) -> None:
         self.bar.close()
 
-# %% ../nbs/03_training.ipynb #88cedc09
+# %% ../nbs/03_training.ipynb #5e9feccf
 class JsonLog(Callback):
     "Appends one JSON object per `log_every` steps to a file; on resuming, lines beyond the resumed step are dropped (so it stands after the `Checkpointer`)."
 
@@ -322,7 +324,7 @@ def read_log(
             break
     return lines
 
-# %% ../nbs/03_training.ipynb #1ed1e1a7
+# %% ../nbs/03_training.ipynb #2618266d
 class TensorBoardLog(Callback):
     "The same numbers for TensorBoard."
 
@@ -347,7 +349,7 @@ class TensorBoardLog(Callback):
         if self.writer:
             self.writer.close()
 
-# %% ../nbs/03_training.ipynb #82b74c9c
+# %% ../nbs/03_training.ipynb #7a1ec44e
 class PictureLog(Callback):
     "Saves a grid of images every `sample_every` steps and at the end, drawn from the averaged weights."
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VAEConfig', 'VAEOutput', 'mlp', 'VAE', 'one_layer_loss']
 
-# %% ../nbs/06_vae.ipynb #8e2fd7e1
+# %% ../nbs/06_vae.ipynb #479e35cf
 import dataclasses
 import typing
 
@@ -16,7 +16,7 @@ from .core import check
 from .elbo import ELBO
 from .gaussian import DiagGaussian, kl_divergence
 
-# %% ../nbs/06_vae.ipynb #8913b35e
+# %% ../nbs/06_vae.ipynb #9255acda
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
     "Sizes of a one-layer VAE on small images."
@@ -32,7 +32,7 @@ class VAEConfig:
         check(self.size >= 1 and self.latent_dim >= 1, f"size is {self.size} and latent_dim {self.latent_dim}: both must be at least 1")
         check(self.output_std > 0, f"output_std is {self.output_std}: it must be above 0")
 
-# %% ../nbs/06_vae.ipynb #f7930897
+# %% ../nbs/06_vae.ipynb #a75919d9
 @dataclasses.dataclass(frozen=True)
 class VAEOutput:
     "What one pass over data gives: p(x | z) and the rate."
@@ -112,7 +112,7 @@ class VAE(nn.Module):
         wanted = (n, self.config.latent_dim)
         check(eps is None or tuple(eps.shape) == wanted, f"eps must have shape {wanted}, not {tuple(eps.shape) if eps is not None else None}")
 
-# %% ../nbs/06_vae.ipynb #136737d5
+# %% ../nbs/06_vae.ipynb #7724b9bb
 def one_layer_loss(
     beta: float = 1.0,  # what a nat of rate costs; 1 is the bound itself (05.6)
 ) -> typing.Callable:

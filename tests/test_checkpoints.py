@@ -18,7 +18,6 @@ import time
 import warnings
 from collections import OrderedDict
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -699,33 +698,27 @@ def test_stop_on_signal_outside_the_main_thread_installs_nothing(tmp_path):
     assert seen == [2] and signal.getsignal(signal.SIGTERM) == before
 
 
-def vote(rank: int, port: int, results) -> None:
+def one_of_two(rank: int, port: int, folder: Path, results) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", ACCELERATE_USE_CPU="true")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    checkpoints.PartialState(cpu=True)
-    stop = StopOnSignal()
-    state = SimpleNamespace(step=0, is_main=rank == 0)
-    stop.on_start(state)
-    try:
-        for state.step in range(1, 6):
-            if state.step == 3 and rank == 1:
-                signal.raise_signal(signal.SIGTERM)  # reaches one of the two processes only
-            stop.on_step(state, {})
-    except StopTraining:
-        results.put((rank, state.step))
+    signals = [SignalAt(7, signal.SIGTERM)] if rank == 1 else []  # reaches one of the two processes only
+    with RunLock(folder):
+        state = train([Checkpointer(folder, 5), *signals, StopOnSignal()])
+    results.put((rank, state.step))
 
 
-def test_processes_stop_together():
+def test_processes_stop_together_and_one_writes(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     results = context.Queue()
-    processes = [context.Process(target=vote, args=(rank, port, results)) for rank in range(2)]
+    processes = [context.Process(target=one_of_two, args=(rank, port, tmp_path, results)) for rank in range(2)]
     for process in processes:
         process.start()
-    assert sorted(results.get(timeout=120) for _ in processes) == [(0, 3), (1, 3)]
+    assert sorted(results.get(timeout=120) for _ in processes) == [(0, 7), (1, 7)]
     for process in processes:
         process.join(60)
+    assert steps_in(tmp_path) == [5, 7]
 
 
 # ---------------------------------------------------------------- the lock
@@ -762,11 +755,12 @@ def test_lock_in_the_same_process(tmp_path):
     with RunLock(tmp_path / "a"), RunLock(tmp_path / "b"):
         with pytest.raises(CfvaeError, match="in use"):
             RunLock(tmp_path / "a").__enter__()
-    with RunLock(tmp_path / "a"):
-        pass
-    with pytest.raises(KeyError), RunLock(tmp_path / "a"):
+    first, second = RunLock(tmp_path / "a"), RunLock(tmp_path / "a")
+    with pytest.raises(KeyError), first:
         raise KeyError
-    with RunLock(tmp_path / "a"):
+    with second:
+        pass
+    with first:  # leaving the block releases it, and it can be used again
         pass
 
 

@@ -62,7 +62,7 @@ def test_a_cpu_generator_gives_the_same_noise_on_a_gpu():
 def test_get_device():
     assert get_device("cpu").type == "cpu"
     assert get_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    for wrong in ("gpu", "", "cuda:99", "cuda:256"):  # PyTorch reads the last one as cuda:0
+    for wrong in ("gpu", "", "cuda:99", "cuda:256", "cuda:999"):  # PyTorch reads the last two as cuda:0 and cuda:-25
         with pytest.raises(CfvaeError, match="use"):
             get_device(wrong)
 

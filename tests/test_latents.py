@@ -174,7 +174,7 @@ def test_encoding_leaves_the_model_and_its_mode_alone(images, tmp_path):
 # --- faults
 
 
-@pytest.mark.parametrize("damage", ["no about", "broken about", "about of another kind", "no codes", "short codes", "no header"])
+@pytest.mark.parametrize("damage", ["no about", "broken about", "about of another kind", "no codes", "short codes", "no header", "other codes"])
 def test_a_damaged_folder_is_made_anew(images, tmp_path, damage):
     folder = tmp_path / "codes"
     whole = np.array(encode(Stub(), images, folder).latents)
@@ -187,6 +187,8 @@ def test_a_damaged_folder_is_made_anew(images, tmp_path, damage):
         about.write_text("[1, 2]")
     elif damage == "no codes":
         codes.unlink()
+    elif damage == "other codes":
+        np.save(codes, whole[:10])
     else:
         codes.write_bytes(codes.read_bytes()[: 5 if damage == "no header" else 1000])
     model = Stub()

@@ -21,7 +21,7 @@ from cfvae.training import read_log
 
 TINY = {"autoencoder.size": 16, "autoencoder.widths": (8, 8), "autoencoder.groups": 4, "autoencoder_training.steps": 4, "vae.resolutions": (1, 4), "vae.widths": 8,
         "vae.encoder_widths": 8, "vae.multipliers": 1, "vae.layers": (1, 2), "vae.encoder_blocks": 1, "vae.attention": 0, "vae.heads": 2, "vae.latent_channels": 2,
-        "vae_training.steps": 4, "batch_size": 8, "warmup": 2, "log_every": 1, "checkpoint_every": 2, "precision": "fp32", "device": "cpu"}
+        "vae_training.steps": 4, "objective.schedule": "shifted-exponential", "batch_size": 8, "warmup": 2, "log_every": 1, "checkpoint_every": 2, "precision": "fp32", "device": "cpu"}
 
 
 def tiny(**settings) -> Recipe:
@@ -84,6 +84,7 @@ def test_change_from_text():
     ({"vae.layers": (1, 2)}, "layers has 2 entries"),
     ({"vae.resolutions": (1, 2, 4)}, r"code is \(4, 8, 8\), but the VAE models \(4, 4, 4\)"),
     ({"sigma_q": 0}, "sigma_q is 0"),
+    ({"schedule": "constant-per-resolution", "values": (1, 2)}, "schedule has 2 values, but the model has 3"),
 ])
 def test_bad_settings(settings, message):
     with pytest.raises(CfvaeError, match=message):
@@ -212,7 +213,7 @@ def test_refusals(run, tmp_path):
         train(tiny(), "shapes:n=61", run, resume=True)
     with pytest.raises(CfvaeError, match="stage is 'both'"):
         train(tiny(), "shapes:n=60", tmp_path / "x", stage="both")
-    with pytest.raises(CfvaeError, match="batch_size is 64, but the dataset has 54"):
+    with pytest.raises(CfvaeError, match="batch_size is 64, but shapes has 54"):
         train(tiny(batch_size=64), "shapes:n=60", tmp_path / "y")
     assert train(tiny(log_every=2, checkpoint_every=3), "shapes:n=60", run, resume=True)  # how often something is written may differ
 

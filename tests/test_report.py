@@ -20,7 +20,7 @@ from cfvae.recipes import change, preset, recipe_from_dict, train
 
 TINY = {"held_out": 24, "autoencoder.size": 16, "autoencoder.widths": (8, 8), "autoencoder.groups": 4, "autoencoder_training.steps": 4, "vae.resolutions": (1, 4),
         "vae.widths": 8, "vae.encoder_widths": 8, "vae.multipliers": 1, "vae.layers": (1, 2), "vae.encoder_blocks": 1, "vae.attention": 0, "vae.heads": 2,
-        "vae.latent_channels": 2, "vae_training.steps": 4, "batch_size": 8, "warmup": 2, "log_every": 1, "precision": "fp32", "device": "cpu"}
+        "vae.latent_channels": 2, "vae_training.steps": 4, "objective.schedule": "shifted-exponential", "batch_size": 8, "warmup": 2, "log_every": 1, "precision": "fp32", "device": "cpu"}
 STRANGE = ("<script>alert(1)</script>", "cats & dogs", "it's \"quoted\"")
 
 
