@@ -21,7 +21,7 @@ demo: setup
 	@$(BIN)/python -m cfvae demo
 
 test: setup
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --nbmake --nbmake-timeout=600 -q tests $(NOTEBOOKS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --timeout=900 -q tests
 
 lab: setup
 	$(BIN)/jupyter lab nbs
@@ -39,7 +39,7 @@ lint: setup
 
 # Run every notebook, or those named in NOTEBOOKS=..., and keep the outputs.
 execute: setup
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=900 $(NOTEBOOKS)
+	OMP_NUM_THREADS=2 $(BIN)/python tests/execute.py $(NOTEBOOKS)
 	$(BIN)/nbdev_clean
 
 # What has to hold before a change lands: everything passes, and nothing in the tree changes by it.

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'CfvaeError', 'check', 'seed_everything', 'make_generator', 'randn', 'get_device', 'from_uint8', 'to_uint8',
-           'image_grid', 'set_style', 'show_images', 'config_from_dict', 'config_to_dict', 'count_parameters']
+           'image_grid', 'set_style', 'show_images', 'config_from_dict', 'config_to_dict', 'count_parameters',
+           'shipped_weights']
 
 # %% ../nbs/00_core.ipynb #4ab89cfa
 import dataclasses
@@ -12,6 +13,8 @@ import difflib
 import math
 import random
 import typing
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -171,3 +174,11 @@ def count_parameters(
 ) -> int:
     "The number of numbers that training adjusts."
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+# %% ../nbs/00_core.ipynb #933b7b7c
+def shipped_weights(
+    name: str,  # such as "shapes"
+) -> Path | None:
+    "The folder of a model that comes with the package; None where there is none of that name."
+    folders = (Path(str(resources.files("cfvae"))) / "weights").iterdir()
+    return {folder.name: folder for folder in folders if folder.is_dir()}.get(name)

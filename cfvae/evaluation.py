@@ -9,15 +9,13 @@ __all__ = ['SHAPES_TRAINING', 'ClassifierConfig', 'Classifier', 'train_classifie
 # %% ../nbs/13_evaluation.ipynb #ee21a0a5
 import dataclasses
 import typing
-from importlib import resources
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
-from .core import check, seed_everything
+from .core import check, seed_everything, shipped_weights
 from .data import FACTORS, Shapes
 from .pipeline import load_local
 from .training import ProgressBar, TrainingConfig, fit
@@ -86,7 +84,7 @@ def train_shapes_classifier() -> Classifier:
 
 def shapes_classifier() -> Classifier:
     "The shipped classifier of `Shapes` at 32 pixels. Its accuracy on held-out images is in the lesson and in a test."
-    return load_local(Classifier, Path(str(resources.files("cfvae"))) / "weights" / "shapes-classifier")
+    return load_local(Classifier, shipped_weights("shapes-classifier"))
 
 # %% ../nbs/13_evaluation.ipynb #142d2b45
 @torch.no_grad()

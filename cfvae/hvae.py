@@ -6,7 +6,7 @@
 __all__ = ['HierarchicalVAEConfig', 'BottomUpEncoder', 'TopDownBlock', 'TopDownDecoder', 'HierarchicalVAEOutput',
            'HierarchicalVAE']
 
-# %% ../nbs/08_hierarchical_vae.ipynb #e500b731
+# %% ../nbs/08_hierarchical_vae.ipynb #335475fd
 import dataclasses
 import math
 import typing
@@ -19,7 +19,7 @@ from .blocks import ATTENTION_MODES, Attention, ResidualBlock, Resample, Spectra
 from .core import check, randn
 from .gaussian import DiagGaussian, kl_divergence
 
-# %% ../nbs/08_hierarchical_vae.ipynb #e9769240
+# %% ../nbs/08_hierarchical_vae.ipynb #e7e00f9e
 @dataclasses.dataclass(frozen=True)
 class HierarchicalVAEConfig:
     "Sizes of a hierarchical VAE. Every tuple runs from the lowest resolution to the highest; a single number stands for all levels."
@@ -66,7 +66,7 @@ class HierarchicalVAEConfig:
         "The resolution of every stochastic layer, lowest first."
         return tuple(r for r, count in zip(self.resolutions, self.layers, strict=True) for _ in range(count))
 
-# %% ../nbs/08_hierarchical_vae.ipynb #4f115731
+# %% ../nbs/08_hierarchical_vae.ipynb #6785ca1c
 class BottomUpEncoder(nn.Module):
     "Reads the data from the highest resolution down: (b, data_channels, R, R) -> one feature map per level, lowest resolution first."
 
@@ -103,7 +103,7 @@ class BottomUpEncoder(nn.Module):
                 h = self.downs[index](h)
         return features[::-1]
 
-# %% ../nbs/08_hierarchical_vae.ipynb #87c8568f
+# %% ../nbs/08_hierarchical_vae.ipynb #8648c1fb
 class TopDownBlock(nn.Module):
     "One stochastic layer. Training, sampling and guided sampling all use its three steps: `prior`, `posterior`, `merge`."
 
@@ -158,7 +158,7 @@ class TopDownBlock(nn.Module):
         "The state after z is known (08.4), (b, width, r, r)."
         return self.shared_block(h + self.project_z(z) + residual, label)
 
-# %% ../nbs/08_hierarchical_vae.ipynb #1983d82a
+# %% ../nbs/08_hierarchical_vae.ipynb #4c10e331
 class TopDownDecoder(nn.Module):
     "Walks all stochastic layers from the lowest resolution to the highest and ends in the output head."
 
@@ -206,7 +206,7 @@ class TopDownDecoder(nn.Module):
         mean, log_variance = self.head(h).float().chunk(2, dim=1)
         return DiagGaussian(mean, log_variance.clamp(-30, 30).exp())
 
-# %% ../nbs/08_hierarchical_vae.ipynb #fb6684b3
+# %% ../nbs/08_hierarchical_vae.ipynb #a0958fd4
 @dataclasses.dataclass(frozen=True)
 class HierarchicalVAEOutput:
     "What one pass over data gives."
@@ -215,7 +215,7 @@ class HierarchicalVAEOutput:
     variance: torch.Tensor  # (b, data_channels, R, R)
     rates: torch.Tensor  # (b, layers) KL(q || p) in nats, unweighted, lowest resolution first
 
-# %% ../nbs/08_hierarchical_vae.ipynb #629e8859
+# %% ../nbs/08_hierarchical_vae.ipynb #b73b4b54
 class HierarchicalVAE(nn.Module, PyTorchModelHubMixin):
     "A deep hierarchical VAE (P2, section 3): bottom-up encoder, top-down decoder, optional labels."
 

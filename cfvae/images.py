@@ -586,10 +586,9 @@ def open_dataset(
 def require_classes(
     dataset: ImageDataset,  # about to train a conditional model
 ) -> int:
-    "The number of classes. Raises `CfvaeError` if there are no labels, labels out of range, or images of one class only."
-    way_out = "put the images of each class into a folder of its own, or train without labels"
+    "The number of classes. Raises `CfvaeError` where images have no label, or are all of one class."
+    way_out = "labels are needed.\nPut the images of each class into a folder of its own, at least two, or train without labels: --set conditional=false"
     low, high = int(dataset.labels.min()), int(dataset.labels.max())
-    check(low >= 0, f"{dataset.name} has images without a class: {way_out}")
-    check(high < dataset.num_classes, f"{dataset.name}: label {high} is out of range for {dataset.num_classes} classes")
-    check(low < high, f"{dataset.name} has images of one class only ({dataset.classes[low]}): {way_out}")
+    check(low >= 0, f"{dataset.name} has images without a class, but {way_out}")
+    check(low < high, f"{dataset.name} has images of one class only ({dataset.classes[low]}), but {way_out}")
     return dataset.num_classes

@@ -22,11 +22,11 @@ from accelerate import PartialState
 
 from .autoencoder import Autoencoder, AutoencoderConfig, reconstruction_loss
 from .checkpoints import Checkpointer, RunLock, StopOnSignal, list_checkpoints
-from .core import CfvaeError, check, config_from_dict, config_to_dict, get_device, make_generator, seed_everything
+from .core import CfvaeError, check, config_from_dict, config_to_dict, get_device, make_generator, seed_everything, shipped_weights
 from .data import ImageDataset, hold_out
 from .guidance import Guidance
 from .hvae import HierarchicalVAE, HierarchicalVAEConfig
-from .images import open_dataset
+from .images import open_dataset, require_classes
 from .information import ObjectiveConfig, vae_loss
 from .latents import LatentDataset, encode_dataset
 from .pipeline import LatentVAEPipeline, load_local
@@ -193,15 +193,13 @@ def prepare(
 ) -> tuple[Recipe, ImageDataset, ImageDataset]:
     "The recipe with the data's number of classes, the training images and the held-out ones."
     check(dataset.size == recipe.autoencoder.size, f"{dataset.name}: images are {dataset.size} pixels wide, the recipe wants {recipe.autoencoder.size}")
-    labelled = dataset.num_classes >= 2 and bool((dataset.labels >= 0).all())
-    check(labelled or not recipe.conditional, f"{dataset.name}: labels are needed, but there is no folder per class (or only one).\n"
-          "Give at least two class folders, or train without labels: --set conditional=false")
     check(len(dataset) >= 2, f"{dataset.name}: one image is not enough to train on")
+    classes = require_classes(dataset) if recipe.conditional else 0
     train, held = hold_out(dataset, min(recipe.held_out, max(1, len(dataset) // 10)))
     for part, count in (("autoencoder_training", len(train)), ("vae_training", len(train) * (1 + recipe.flip))):
         size = getattr(recipe, part).batch_size
         check(size <= count, f"{part}.batch_size is {size}, but {dataset.name} has {count} training images: --set {part}.batch_size={count} or less")
-    vae = dataclasses.replace(recipe.vae, num_classes=dataset.num_classes if recipe.conditional else 0)
+    vae = dataclasses.replace(recipe.vae, num_classes=classes)
     return dataclasses.replace(recipe, vae=vae), train, held
 
 
@@ -332,10 +330,10 @@ def load_autoencoder(
 
 
 def load_model(
-    path: str | Path,  # a run folder or a saved pipeline
+    path: str | Path,  # a run folder, a saved pipeline, or the name of a shipped one, such as "shapes"
 ) -> LatentVAEPipeline:
     "The pipeline at a path. Raises `CfvaeError` where there is none."
-    path = Path(path)
+    path = Path(path) if Path(path).exists() else shipped_weights(str(path)) or Path(path)
     check(path.exists(), f"there is nothing at {path}: give a run folder or a saved pipeline")
     run = (path / "recipe.json").exists()
     inner = path / "pipeline" if run else path

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from PIL import Image
 from cfvae import cli, data, evaluation, recipes, training
 from cfvae.checkpoints import list_checkpoints, load_checkpoint
 from cfvae.cli import main
-from cfvae.core import count_parameters
+from cfvae.core import count_parameters, to_uint8
 from cfvae.data import FACTORS, Shapes
 from cfvae.recipes import PRESETS, change, load_autoencoder, load_model, preset
 
@@ -210,8 +211,11 @@ def test_signal_at_the_last_step_of_a_stage(monkeypatch):
 
 
 def test_a_run_that_failed_at_its_first_step_is_no_hindrance(monkeypatch):
+    def fail(*options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
     with monkeypatch.context() as patch:
-        patch.setattr(recipes, "train_autoencoder", lambda *options: exec("raise torch.OutOfMemoryError('CUDA out of memory')", {"torch": torch}))
+        patch.setattr(recipes, "train_autoencoder", fail)
         refused(f"{TINY} --out large --steps 1", "out of memory", "batch_size", "accumulate")
     assert Path("large/recipe.json").exists()
     done(f"{TINY} --out large --steps 1 --stage autoencoder --set batch_size=4")
@@ -389,8 +393,6 @@ def test_sample_errors(run, line, needles):
 
 
 def test_damaged_models(run):
-    import shutil
-
     refused("sample nowhere --out x.png", "nothing at nowhere")
     refused("sample run/latents --out x.png", "run/latents is neither a run folder")
     shutil.copytree("run/pipeline", "damaged")
@@ -417,11 +419,7 @@ def test_reconstruct_draws_a_row_per_depth(run):
     pipe = load_model("run")
     for row, wanted in zip(cells, [images] + [pipe.reconstruct(images, labels, depth) for depth in (0, 1, None)], strict=True):
         for cell, image in zip(row, wanted, strict=True):
-            assert abs(cell - recipes_pixels(image)).max() <= 1
-
-
-def recipes_pixels(image):
-    return (((image.clamp(-1, 1) + 1) * 127.5).round()).permute(1, 2, 0).numpy().astype(int)
+            assert abs(cell - to_uint8(image).permute(1, 2, 0).numpy().astype(int)).max() <= 1
 
 
 def test_reconstruct_matches_classes_by_name(run):

@@ -12,7 +12,6 @@ from cfvae.evaluation import Classifier, ClassifierConfig, class_accuracy, predi
 from cfvae.training import TrainingConfig
 
 SHIPPED = Path(evaluation.__file__).parent / "weights" / "shapes-classifier"
-needs_weights = pytest.mark.skipif(not SHIPPED.exists(), reason="the weights are not there yet")
 TINY = ClassifierConfig(size=8, widths=(8, 8), num_classes=2)
 
 
@@ -33,13 +32,11 @@ def pictures(classes) -> torch.Tensor:
     return (torch.tensor(classes) / 5 - 1).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
 
 
-@needs_weights
 def test_shipped_judge_knows_new_images():
     images, labels = Shapes(2000, seed=12345).batch(range(2000))
     assert class_accuracy(shapes_classifier(), images, labels) >= 0.97
 
 
-@needs_weights
 def test_shipped_judge_is_ready_to_use():
     judge = shapes_classifier()
     assert not judge.training and all(p.dtype == torch.float32 for p in judge.parameters())
@@ -47,7 +44,6 @@ def test_shipped_judge_is_ready_to_use():
     assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 1_000_000
 
 
-@needs_weights
 def test_one_picture_per_class_scores_all():
     "What the measure cannot see, asserted: ten pictures, a hundred times each."
     factors = torch.tensor([[c, 2, 3, 12, 4, 0, 2] for c in range(10)])

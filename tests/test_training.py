@@ -353,6 +353,17 @@ def test_on_end_is_called_where_the_loss_fails():
     assert watch.events == ["start", "end"]
 
 
+def test_where_on_start_fails_only_those_that_began_are_ended():
+    class Refuses(Recorder):
+        def on_start(self, state):
+            raise CfvaeError("refused")
+
+    before, refuses, after = Recorder(), Refuses(), Recorder()
+    with pytest.raises(CfvaeError, match="refused"):
+        fit(new_model(), DATA, LOSS, config(), [before, refuses, after])
+    assert before.events == ["start", "end"] and refuses.events == after.events == []
+
+
 def test_a_time_limit_stops_the_run():
     state = fit(new_model(), DATA, LOSS, config(steps=50), [TimeLimit(1e-9)])
     assert state.step == 1
