@@ -78,6 +78,16 @@ def test_notebook_has_no_errors(path):
     assert not any(re.search(r"^\s*from\s+\S+\s+import\s+\*", source, re.MULTILINE) for source in cells(path, "code"))
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "nbs").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_every_figure_has_alt_text(path):
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
+            assert re.search(r'^#\| fig-alt: ".{20,}"$', source, re.MULTILINE), f"{path.name}: a figure without alt text, drawn by\n{source}"
+        if cell["cell_type"] == "markdown":
+            assert "![](" not in source, f"{path.name}: an image without alt text"
+
+
 def docstrings(path: Path) -> list[str]:
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     return [ast.get_docstring(node) or "" for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, kinds)]
