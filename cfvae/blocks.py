@@ -15,7 +15,7 @@ from .core import check
 
 # %% ../nbs/07_blocks.ipynb #cb945a72
 class ResidualBlock(nn.Module):
-    """The workhorse: two 3x3 convolutions, then a feed-forward pair of 1x1 convolutions (P2, section 3).
+    """The workhorse: two 3x3 convolutions, then a feed-forward pair of 1x1 convolutions (P2's code).
 
     (b, channels, r, r) -> (b, out_channels, r, r). At resolution 1 the 3x3 convolutions are 1x1.
     Without a feed-forward multiplier it is the plain block of two convolutions (P1)."""

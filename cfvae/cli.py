@@ -162,7 +162,8 @@ def presets() -> None:
         about = f"{recipe.data}\n{(PRESETS[name].__doc__ or '').strip().partition(chr(10))[0]}"
         table.add_row(name, _shape([recipe.autoencoder.size] * 2), _shape(recipe.autoencoder.latent_shape), str(sum(recipe.vae.layers)),
                       f"{sizes[0]:.2f}\n+ {sizes[1]:.2f}", steps, about)
-    Console(width=None if sys.stdout.isatty() else 120, highlight=False, force_jupyter=False).print(table)
+    terminal = sys.stdout.isatty()
+    Console(width=None if terminal else 120, force_terminal=terminal, highlight=False, force_jupyter=False).print(table)
 
 # %% ../nbs/20_command_line.ipynb #ba400dac
 def _recipe(name: str | None, out: Path, resume: bool, settings: dict[str, str]) -> "Recipe":

@@ -8,7 +8,6 @@ __all__ = ['exact_tilt', 'Guidance']
 # %% ../nbs/11_guidance.ipynb #692eeab8
 import dataclasses
 import math
-import typing
 
 import torch
 

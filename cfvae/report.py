@@ -10,7 +10,6 @@ __all__ = ['COLUMNS', 'ROWS', 'JUDGED', 'data_uri', 'Run', 'open_run', 'first_la
 # %% ../nbs/14b_report.ipynb #f69ba4d3
 import base64
 import dataclasses
-import hashlib
 import html
 import io
 import json
@@ -34,7 +33,6 @@ from .gaussian import DiagGaussian
 from .guidance import Guidance
 from .images import open_dataset
 from .information import blurred_distortion
-from .latents import weights_fingerprint
 from .pipeline import LatentVAEPipeline
 from .recipes import PRESETS, Recipe, load_model, load_recipe, prepare
 from .training import read_log
@@ -78,16 +76,13 @@ def open_run(
     recipe, images, held = prepare(recipe, dataset)
     check(not recipe.conditional or dataset.classes == pipe.classes, f"{dataset.name}: its classes are not those that {folder} was trained on")
     logs = {stage: read_log(folder / stage / "log.jsonl") for stage in ("autoencoder", "vae")}
-    return Run(folder, recipe, pipe, held, _same_images(folder, pipe, images, recipe.flip), logs)
+    return Run(folder, recipe, pipe, held, _same_images(folder, images), logs)
 
 
-def _same_images(folder: Path, pipe: LatentVAEPipeline, images: ImageDataset, flip: bool) -> bool:
-    "Whether the codes in the run folder were made from these training images; where they have been deleted, nothing speaks against it."
-    path = folder / "latents" / "latents.json"
-    if not path.exists():
-        return True
-    wanted = hashlib.sha256(f"{weights_fingerprint(pipe.autoencoder)} {images.fingerprint} {flip}".encode()).hexdigest()
-    return json.loads(path.read_text(encoding="utf-8"))["fingerprint"] == wanted
+def _same_images(folder: Path, images: ImageDataset) -> bool:
+    "Whether the run was made with these training images; where it did not note them, nothing speaks against it."
+    path = folder / "data.json"
+    return not path.is_file() or json.loads(path.read_text(encoding="utf-8"))["fingerprint"] == images.fingerprint
 
 # %% ../nbs/14b_report.ipynb #76a60b64
 def first_layers(

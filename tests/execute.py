@@ -41,7 +41,8 @@ def execute(
     seconds: int = 600,  # for one cell
 ) -> None:
     "Run every cell. Raises nbclient's `CellExecutionError`, with the cell and its trace, or `CellTimeoutError`."
-    Client(notebook, timeout=seconds, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    options = {"timeout": seconds, "kernel_name": "python3", "store_widget_state": False, "resources": {"metadata": {"path": str(folder)}}}
+    Client(notebook, **options).execute()
 
 
 if __name__ == "__main__":
