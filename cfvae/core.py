@@ -177,7 +177,7 @@ def count_parameters(
 
 # %% ../nbs/00_core.ipynb #933b7b7c
 def shipped_weights(
-    name: str,  # such as "shapes"
+    name: str,  # such as "shapes-classifier"
 ) -> Path | None:
     "The folder of a model that comes with the package; None where there is none of that name."
     folders = (Path(str(resources.files("cfvae"))) / "weights").iterdir()

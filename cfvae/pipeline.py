@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from .autoencoder import Autoencoder
-from .core import CfvaeError, check, shipped_weights, to_uint8
+from .core import CfvaeError, check, to_uint8
 from .guidance import Guidance
 from .hvae import HierarchicalVAE
 from .latents import LatentScaler
@@ -163,10 +163,10 @@ class LatentVAEPipeline:
     @classmethod
     def from_pretrained(
         cls,
-        path: str | Path,  # a folder that `save_pretrained` wrote, or the name of a shipped model, such as "shapes"
+        path: str | Path,  # a folder that `save_pretrained` wrote
     ) -> "LatentVAEPipeline":
         "Load a pipeline, on the CPU in float32. Raises `CfvaeError` where the folder holds none, or a damaged one."
-        path = Path(path) if Path(path).exists() else shipped_weights(str(path)) or Path(path)
+        path = Path(path)
         check((path / "pipeline.json").is_file(), f"{path} holds no pipeline (no pipeline.json): give a folder that save_pretrained wrote")
         try:
             about = json.loads((path / "pipeline.json").read_text(encoding="utf-8"))
