@@ -41,8 +41,8 @@ def execute(
     seconds: int = 600,  # for one cell
 ) -> None:
     "Run every cell. Raises nbclient's `CellExecutionError`, with the cell and its trace, or `CellTimeoutError`."
-    options = {"timeout": seconds, "kernel_name": "python3", "store_widget_state": False, "resources": {"metadata": {"path": str(folder)}}}
-    Client(notebook, **options).execute()
+    Client(notebook, timeout=seconds, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    notebook.metadata.pop("widgets", None)  # the widgets' state, much larger than the picture beside them
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from execute import execute
+from nbclient.exceptions import CellExecutionError
 
 NBS = Path(__file__).parent.parent / "nbs"
 NOTEBOOKS = sorted(NBS.glob("*.ipynb"))
@@ -21,7 +22,10 @@ def solutions(notebook) -> list[str]:
 def test_runs_with_its_solutions(path):
     notebook = nbformat.read(path, as_version=4)
     notebook.cells += [nbformat.v4.new_code_cell(code) for code in solutions(notebook)]
-    execute(notebook, NBS)
+    try:
+        execute(notebook, NBS)
+    except CellExecutionError as error:
+        pytest.fail(str(error), pytrace=False)
 
 
 @pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem != "index"], ids=lambda path: path.stem)
