@@ -22,7 +22,7 @@ def psnr(
     a: torch.Tensor,  # images in [-1, 1]
     b: torch.Tensor,  # images in [-1, 1], same shape
 ) -> torch.Tensor:
-    "Peak signal-to-noise ratio in decibels, over all images at once; the range of pixel values is 2 (02.3)."
+    "Peak signal-to-noise ratio in decibels, over all images at once; the range of pixel values is 2 (02.2)."
     return 10 * torch.log10(4 / F.mse_loss(a.clamp(-1, 1), b).clamp_min(1e-12))
 
 # %% ../nbs/02_autoencoder.ipynb #09e63099
@@ -152,7 +152,7 @@ def reconstruction_loss(
     flip: bool = False,  # mirror a random half of the images
     squared: float = 1.0,  # weight of the squared error beside the absolute one
 ) -> typing.Callable:
-    "The first stage's loss as `fit` wants it: mean absolute error, plus `squared` times the mean squared error (02.2)."
+    "The first stage's loss as `fit` wants it: mean absolute error, plus `squared` times the mean squared error (02.3)."
 
     def loss_fn(model, batch, generator):
         x = horizontal_flip(batch[0], generator) if flip else batch[0]

@@ -106,7 +106,7 @@ def main(
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 Option, Argument = typer.Option, typer.Argument
-Model = typing.Annotated[Path, Argument(metavar="MODEL", help="A run folder, or a saved pipeline.", show_default=False)]
+Model = typing.Annotated[Path, Argument(metavar="MODEL", help="A run folder, a saved pipeline, or the name of a shipped one: shapes.", show_default=False)]
 Data = typing.Annotated[str, Option(metavar="SPEC", help="shapes, shapes:n=2000,seed=1, cifar10, folder:PATH or tiny-imagenet:PATH.", show_default=False)]
 Device = typing.Annotated[str, Option(help="auto, cpu or cuda.")]
 Validation = typing.Annotated[bool, Option("--validation", help="Take the data's validation split.")]

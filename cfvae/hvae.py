@@ -351,7 +351,7 @@ class HierarchicalVAE(nn.Module, PyTorchModelHubMixin):
         return self.decoder.output(self.decoder(n, visit)).mean
 
     def _sample_guided(self, n, labels, label, guidance, temperatures, noise) -> torch.Tensor:
-        "Two decoder states, with and without label, in one batch of 2n; they share every z (11.3)."
+        "Two decoder states, with and without label, in one batch of 2n; they share every z (11.4)."
         check(self.config.learned_prior, "guidance needs a learned prior: with a unit prior both states predict the same N(0, I)")
         check(labels is not None, "guidance needs labels to steer towards")
         both = torch.cat([label, self.label_vectors(None, n)])

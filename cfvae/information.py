@@ -24,7 +24,7 @@ def blurred_distortion(
     output: DiagGaussian,  # p(x | z)
     sigma_q: float,  # standard deviation of the blur
 ) -> torch.Tensor:
-    "KL(N(x, sigma_q^2) || p(x | z)) in nats, (b,): what the output misses of data blurred by sigma_q (09.4)."
+    "KL(N(x, sigma_q^2) || p(x | z)) in nats, (b,): what the output misses of data blurred by sigma_q (09.1)."
     return kl_divergence(DiagGaussian(x.float(), torch.full_like(x, sigma_q**2, dtype=torch.float32)), output)
 
 # %% ../nbs/09_information.ipynb #89c3a957
@@ -32,7 +32,7 @@ def rate_weights(
     rates: torch.Tensor,  # (b, layers), nats
     schedule: torch.Tensor,  # (layers,), percent
 ) -> torch.Tensor:
-    "What each rate counts in the loss, (b, layers) without gradient: less where a layer holds less than its band [a, 2a], more above (09.3)."
+    "What each rate counts in the loss, (b, layers) without gradient: less where a layer holds less than its band [a, 2a], more above (09.2)."
     rates = rates.detach()
     lower = (schedule.to(rates) * rates.sum(1, keepdim=True) / 100).clamp_min(1e-12)
     below, above = rates / lower, 1 + (rates - 2 * lower) / lower
@@ -47,7 +47,7 @@ def shifted_exponential(
     layers: int,  # stochastic layers
     steepness: float = 1000.0,  # ratio of the exponential's last to first value before the shift
 ) -> torch.Tensor:
-    "Wanted least share of each layer in percent, lowest resolution first, summing to 66.7 (09.1)."
+    "Wanted least share of each layer in percent, lowest resolution first, summing to 66.7 (09.3)."
     weights = torch.exp(torch.linspace(0, math.log(steepness), layers)) + 10
     return weights * SCHEDULE_SUM / weights.sum()
 
@@ -56,7 +56,7 @@ def constant_per_resolution(
     values: typing.Sequence[float],  # one per resolution, lowest first; layers of a resolution get the same
     layers: typing.Sequence[int],  # stochastic layers per resolution, lowest first
 ) -> torch.Tensor:
-    "Wanted least share of each layer in percent, one value per resolution before normalising to 66.7 (09.2)."
+    "Wanted least share of each layer in percent, one value per resolution before normalising to 66.7 (09.4)."
     check(len(values) == len(layers), f"the schedule has {len(values)} values, but the model has {len(layers)} resolutions")
     weights = torch.repeat_interleave(torch.tensor(values, dtype=torch.float32), torch.tensor(layers))
     return weights * SCHEDULE_SUM / weights.sum()
