@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHAPES_TRAINING', 'ClassifierConfig', 'Classifier', 'train_classifier', 'train_shapes_classifier',
-           'shapes_classifier', 'predict', 'class_accuracy']
+           'shapes_classifier', 'predict', 'class_accuracy', 'measure_shapes', 'precision_recall']
 
 # %% ../nbs/13_evaluation.ipynb #ee21a0a5
 import dataclasses
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
-from .core import check, seed_everything, shipped_weights
-from .data import FACTORS, Shapes
+from .core import check, from_uint8, seed_everything, shipped_weights
+from .data import BACKGROUNDS, COLOURS, FACTORS, Shapes
 from .pipeline import load_local
 from .training import ProgressBar, TrainingConfig, fit
 
@@ -107,3 +107,41 @@ def class_accuracy(
     labels = torch.as_tensor(labels)
     check(len(images) == len(labels), f"{len(images)} images but {len(labels)} labels")
     return (predict(classifier, images) == labels).float().mean().item()
+
+# %% ../nbs/13_evaluation.ipynb #12b7d52c
+def measure_shapes(
+    images: torch.Tensor,  # (n, 3, s, s) in [-1, 1], of `Shapes` or like them
+) -> dict[str, torch.Tensor]:
+    """Factors read off pictures without a network, each (n,): the nearest background and colour as indices, the share of the area that the shape covers, its centre in [-1, 1].
+
+    The same ruler for real images and samples; on soft or wrong pictures it still gives the nearest answer."""
+    ramp = (torch.arange(images.shape[-1]) + 0.5) / images.shape[-1]
+    ends = from_uint8(torch.tensor(tuple(BACKGROUNDS.values())))  # (6, 2, 3): top and bottom
+    skies = ends[:, 0, :, None] * (1 - ramp) + ends[:, 1, :, None] * ramp  # (6, 3, rows)
+    edge = (slice(0, 3), slice(-3, None))
+    corners = torch.cat([images[:, :, rows, columns].mean((2, 3)) for rows in edge for columns in edge], dim=1)
+    expected = torch.cat([skies[:, :, rows].mean(2) for rows in edge for _ in edge], dim=1)
+    background = torch.cdist(corners, expected).argmin(1)
+    mask = ((images - skies[background, ..., None]).norm(dim=1) > 0.3).float()  # (n, s, s); 0.3 is some 20 grey levels in each channel
+    count, ticks = mask.sum((1, 2)).clamp_min(1), 2 * ramp - 1
+    colour = (images * mask[:, None]).sum((2, 3)) / count[:, None]
+    palette = from_uint8(0.82 * torch.tensor(tuple(COLOURS.values())))  # the mean over the shading
+    return {"background": background, "colour": torch.cdist(colour, palette).argmin(1), "area": mask.mean((1, 2)),
+            "y": (mask.sum(2) @ ticks) / count, "x": (mask.sum(1) @ ticks) / count}
+
+# %% ../nbs/13_evaluation.ipynb #a13f0c03
+def precision_recall(
+    real: torch.Tensor,  # (n, d) features of real images
+    drawn: torch.Tensor,  # (m, d) features of samples
+    neighbours: int = 3,  # k: how many neighbours a point's ball reaches
+) -> tuple[float, float]:
+    "Precision, the share of samples on the map of real images, and recall, the share of real images on the map of samples (13.3; Kynkäänniemi et al., arXiv 1904.06991)."
+    for name, points in (("real", real), ("drawn", drawn)):
+        check(points.ndim == 2 and len(points) > neighbours, f"{name}: features of more than {neighbours} images are needed, (n, d), not {tuple(points.shape)}")
+    check(real.shape[1] == drawn.shape[1], f"the features have {real.shape[1]} and {drawn.shape[1]} numbers: use the same network for both")
+
+    def on_the_map(points, others):
+        reach = torch.cdist(others, others).kthvalue(neighbours + 1, dim=1).values  # the nearest of all is the point itself
+        return (torch.cdist(points, others) <= reach).any(dim=1).float().mean().item()
+
+    return on_the_map(drawn, real), on_the_map(real, drawn)

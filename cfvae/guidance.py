@@ -20,7 +20,7 @@ def exact_tilt(
     p_uncond: DiagGaussian,  # the prior without
     weight: float,  # w
 ) -> tuple[DiagGaussian, torch.Tensor]:
-    """The Gaussian proportional to p_c^(1+w) / p_u^w (11.4), and a mask of the entries where it exists.
+    """The Gaussian proportional to p_c^(1+w) / p_u^w (11.2), and a mask of the entries where it exists.
 
     Its precision (1+w)/var_c - w/var_u can be zero or negative; such entries come back as p_cond with mask False."""
     precision = (1 + weight) / p_cond.variance - weight / p_uncond.variance
@@ -32,7 +32,7 @@ def exact_tilt(
 # %% ../nbs/11_guidance.ipynb #7b9276a7
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """How far sampling leans from the unconditional prior past the conditional one; 0 is off (11.2).
+    """How far sampling leans from the unconditional prior past the conditional one; 0 is off (11.3).
 
     A callable (p_cond, p_uncond, level) -> p for `HierarchicalVAE.sample`. Weights are numbers, or one per resolution, lowest first."""
 

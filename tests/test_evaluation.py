@@ -8,7 +8,7 @@ import torch
 from cfvae import evaluation
 from cfvae.core import CfvaeError, from_uint8, make_generator
 from cfvae.data import FACTORS, ImageDataset, Shapes, render_shapes
-from cfvae.evaluation import Classifier, ClassifierConfig, class_accuracy, predict, shapes_classifier, train_classifier
+from cfvae.evaluation import Classifier, ClassifierConfig, class_accuracy, measure_shapes, precision_recall, predict, shapes_classifier, train_classifier
 from cfvae.training import TrainingConfig
 
 SHIPPED = Path(evaluation.__file__).parent / "weights" / "shapes-classifier"
@@ -101,3 +101,55 @@ def test_shapes_of_the_classifier():
     for config in (TINY, ClassifierConfig(size=32, widths=(8, 16, 8), num_classes=12)):
         assert Classifier(config)(torch.zeros(2, 3, config.size, config.size)).shape == (2, config.num_classes)
     assert ClassifierConfig().num_classes == len(FACTORS["class"])
+
+
+def test_the_ruler_reads_real_shapes():
+    data = Shapes(500, seed=7)
+    found = measure_shapes(data.batch(range(500))[0])
+    assert (found["background"] == data.factors[:, 5]).float().mean() > 0.99
+    assert (found["colour"] == data.factors[:, 1]).float().mean() > 0.99
+    place = torch.tensor(FACTORS["position"])[data.factors[:, 3]]
+    discs = data.factors[:, 0] == 0  # a disc is its own centre; where it has nearly the colour of the background a part is missed, hence medians
+    assert (found["y"] - place[:, 0])[discs].abs().median() < 0.04 and (found["x"] - place[:, 1])[discs].abs().median() < 0.04
+    radius = torch.tensor(FACTORS["size"])[data.factors[:, 2]] * 0.9
+    assert (found["area"] - torch.pi * radius**2 / 4)[discs].abs().median() < 0.04
+
+
+def test_the_ruler_answers_on_any_picture():
+    for images in (torch.zeros(3, 3, 32, 32), torch.full((3, 3, 16, 16), 1.0), torch.randn(3, 3, 32, 32, generator=make_generator(0))):
+        assert all(found.shape == (3,) and bool(found.isfinite().all()) for found in measure_shapes(images).values())
+
+
+def clouds(*centres: float, n: int = 200) -> torch.Tensor:
+    "Points around some centres on a line, in ten dimensions."
+    generator = make_generator(len(centres))
+    return torch.cat([torch.randn(n, 10, generator=generator) * 0.1 + centre for centre in centres])
+
+
+def test_precision_and_recall_tell_quality_from_coverage():
+    real = clouds(0.0, 5.0)
+    assert min(precision_recall(real, clouds(0.0, 5.0) + 0.001)) > 0.9
+    precision, recall = precision_recall(real, clouds(0.0))  # good points, half of the data missed
+    assert precision > 0.7 and 0.3 < recall < 0.6
+    precision, recall = precision_recall(real, clouds(0.0, 5.0, 20.0, 30.0))  # everything covered, half of the points nonsense
+    assert 0.3 < precision < 0.6 and recall > 0.7
+
+
+def test_precision_and_recall_by_the_definition():
+    real, drawn, k = torch.randn(30, 4, generator=make_generator(1)), 0.8 * torch.randn(20, 4, generator=make_generator(2)), 3
+
+    def on_the_map(points, others):
+        reach = [sorted((o - other).norm().item() for other in others)[k] for o in others]
+        return sum(any((p - o).norm().item() <= r for o, r in zip(others, reach, strict=True)) for p in points) / len(points)
+
+    assert precision_recall(real, drawn, k) == pytest.approx((on_the_map(drawn, real), on_the_map(real, drawn)), abs=0.051)  # a tie may fall either way
+    assert 0 < precision_recall(real, drawn, k)[1] < 1
+
+
+@pytest.mark.parametrize(("real", "drawn", "message"), [
+    (torch.zeros(3, 4), torch.zeros(9, 4), "real: features of more than 3"), (torch.zeros(9, 4), torch.zeros(9, 2, 2), "drawn: features"),
+    (torch.zeros(9, 4), torch.zeros(9, 5), "4 and 5 numbers"),
+])
+def test_precision_and_recall_refuse_what_cannot_be_compared(real, drawn, message):
+    with pytest.raises(CfvaeError, match=message):
+        precision_recall(real, drawn)
