@@ -115,6 +115,7 @@ def measure_shapes(
     """Factors read off pictures without a network, each (n,): the nearest background and colour as indices, the share of the area that the shape covers, its centre in [-1, 1].
 
     The same ruler for real images and samples; on soft or wrong pictures it still gives the nearest answer."""
+    images = images.float().cpu()  # wherever they were drawn
     ramp = (torch.arange(images.shape[-1]) + 0.5) / images.shape[-1]
     ends = from_uint8(torch.tensor(tuple(BACKGROUNDS.values())))  # (6, 2, 3): top and bottom
     skies = ends[:, 0, :, None] * (1 - ramp) + ends[:, 1, :, None] * ramp  # (6, 3, rows)
