@@ -1,0 +1,260 @@
+"use strict";
+// The page around the model: it reads the controls, draws the noise, asks the worker for pictures and shows them.
+
+const COUNT = 8; // pictures of the first view
+const MEAN_WEIGHTS = [0, 1, 2, 4, 8], VAR_WEIGHTS = [0, 0.5, 1, 2, 4]; // columns and rows of the tables
+const REMEMBERED = 9; // passes whose time is kept for the median
+
+const element = id => document.getElementById(id);
+const chosen = name => document.querySelector(`input[name="${name}"]:checked`).value;
+const plain = value => String(Math.round(value * 100) / 100);
+
+// ---- noise: mulberry32 gives uniform numbers, Box and Muller's formula makes two normal ones of two of them
+
+function mulberry32(seed) {
+  let state = seed >>> 0;
+  return () => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let t = Math.imul(state ^ (state >>> 15), state | 1);
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
+    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
+  };
+}
+
+function normal(seed, count) {
+  const uniform = mulberry32(seed), out = new Float32Array(count);
+  for (let i = 0; i < count; i += 2) {
+    const radius = Math.sqrt(-2 * Math.log(1 - uniform())), angle = 2 * Math.PI * uniform(); // 1 - u is never 0
+    out[i] = radius * Math.cos(angle);
+    if (i + 1 < count) out[i + 1] = radius * Math.sin(angle);
+  }
+  return out;
+}
+
+// ---- the worker, as a function from inputs to images
+
+let worker, about;
+const waiting = new Map();
+let asked = 0;
+
+function run(inputs) {
+  return new Promise((resolve, reject) => {
+    waiting.set(++asked, { resolve, reject });
+    worker.postMessage({ id: asked, inputs, about });
+  });
+}
+
+function startWorker() {
+  return new Promise((resolve, reject) => {
+    let loaded = 0;
+    worker = new Worker("play/worker.js", { type: "module" });
+    worker.onerror = event => reject(new Error(event.message || "play/worker.js could not be loaded"));
+    worker.onmessage = ({ data }) => {
+      if (data.failed) return reject(new Error(data.failed));
+      if (data.about) return resolve(data.about);
+      if (data.loaded) return void (element("time").firstChild.data = `Loading the model and what runs it: ${((loaded += data.loaded) / 1e6).toFixed(1)} MB so far.`);
+      const { resolve: done, reject: broken } = waiting.get(data.id);
+      waiting.delete(data.id);
+      data.error ? broken(new Error(data.error)) : done(data);
+    };
+  });
+}
+
+// ---- from the controls to the graph's inputs
+
+let given = null; // noise from elsewhere, for tests
+
+function settings() {
+  const value = id => Number(element(id).value);
+  return { view: chosen("view"), label: Number(chosen("class")), mean_weight: value("mean_weight"), var_weight: value("var_weight"), temperature: value("temperature"), depth: value("depth"), seed: value("seed") };
+}
+
+function noise(seed) {
+  return given || normal(seed, COUNT * about.inputs.noise[1]);
+}
+
+function inputs(wish, labels, mean, variance) {
+  const total = about.inputs.noise[1], all = noise(wish.seed), values = new Float32Array(labels.length * total);
+  labels.forEach((_, i) => values.set(all.subarray(wish.view === "eight" ? i * total : 0, wish.view === "eight" ? (i + 1) * total : total), i * total));
+  return {
+    noise: values, labels,
+    temperature: about.noise_shapes.map((_, layer) => (layer < wish.depth ? wish.temperature : 0)),
+    mean_weight: about.resolutions.map(() => mean), var_weight: about.resolutions.map(() => variance),
+  };
+}
+
+const nameOf = label => about.classes[label] || "no class";
+
+// ---- pictures
+
+function paint(canvas, values, description) {
+  const size = about.size, pixels = new ImageData(size, size);
+  for (let i = 0; i < size * size; i++) {
+    for (let channel = 0; channel < 3; channel++) pixels.data[4 * i + channel] = Math.round((values[channel * size * size + i] + 1) * 127.5);
+    pixels.data[4 * i + 3] = 255;
+  }
+  canvas.width = canvas.height = size;
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
+  canvas.setAttribute("aria-label", description);
+}
+
+function canvas() {
+  const made = document.createElement("canvas");
+  made.setAttribute("role", "img");
+  made.setAttribute("aria-label", "not drawn yet");
+  made.width = made.height = about.size;
+  return made;
+}
+
+const times = []; // milliseconds per picture
+
+// The canvases of a view, row by row; they are made anew only where another view is wanted, so that nothing flickers.
+let shown = { view: null, canvases: [] };
+
+function canvasesFor(view, rows) {
+  if (shown.view === view) return shown.canvases;
+  const box = element("canvases");
+  let canvases;
+  if (view === "eight") {
+    canvases = [Array.from({ length: COUNT }, canvas)];
+    const grid = document.createElement("div");
+    grid.className = "eight";
+    grid.append(...canvases[0]);
+    box.replaceChildren(grid);
+  } else {
+    const table = document.createElement("table"), head = table.createTHead().insertRow();
+    table.createCaption().textContent = `Mean weight to the right, ${view === "classes" ? "class" : "variance weight"} downwards; one noise throughout`;
+    const heading = (row, text, scope) => row.appendChild(Object.assign(document.createElement("th"), { textContent: text, scope }));
+    heading(head, view === "classes" ? "class" : "variance", "col").className = "corner";
+    MEAN_WEIGHTS.forEach(weight => heading(head, weight, "col"));
+    const body = table.createTBody();
+    canvases = rows.map(name => {
+      const row = body.insertRow();
+      heading(row, name, "row");
+      return MEAN_WEIGHTS.map(() => row.insertCell().appendChild(canvas()));
+    });
+    box.replaceChildren(table);
+  }
+  shown = { view, canvases };
+  times.length = 0; // passes of another view have another number of pictures
+  return canvases;
+}
+
+async function pass(wish, labels, mean, variance) {
+  const asked = inputs(wish, labels, mean, variance), { images, milliseconds } = await run(asked);
+  times.push(milliseconds / labels.length);
+  times.splice(0, times.length - REMEMBERED);
+  last.push({ ...asked, images });
+  const length = images.length / labels.length;
+  return labels.map((_, i) => images.subarray(i * length, (i + 1) * length));
+}
+
+async function drawEight(wish) {
+  const [row] = canvasesFor("eight"), made = await pass(wish, Array(COUNT).fill(wish.label), wish.mean_weight, wish.var_weight);
+  row.forEach((canvas, i) => paint(canvas, made[i], `${nameOf(wish.label)}, picture ${i + 1} of ${COUNT}, mean weight ${plain(wish.mean_weight)}, variance weight ${plain(wish.var_weight)}`));
+}
+
+async function drawTable(wish) {
+  const classes = wish.view === "classes", labels = classes ? about.classes.map((_, i) => i) : [wish.label];
+  const canvases = canvasesFor(wish.view, classes ? about.classes : VAR_WEIGHTS.map(plain));
+  for (const [column, mean] of MEAN_WEIGHTS.entries()) {
+    for (const [first, variance] of (classes ? [wish.var_weight] : VAR_WEIGHTS).entries()) {
+      if (wanted) return; // settings have changed: the rest of this table is of no use
+      const made = await pass(wish, labels, mean, variance);
+      made.forEach((values, i) => paint(canvases[first + i][column], values, `${nameOf(labels[i])}, mean weight ${plain(mean)}, variance weight ${plain(variance)}`));
+    }
+  }
+}
+
+// ---- one drawing at a time; what was wanted in the meantime, and only the latest of it, comes next
+
+let wanted = false, busy = false, last = [];
+
+async function redraw() {
+  describe();
+  wanted = true;
+  if (busy) return;
+  busy = true;
+  try {
+    while (wanted) {
+      wanted = false;
+      last = [];
+      const wish = settings();
+      await (wish.view === "eight" ? drawEight(wish) : drawTable(wish));
+    }
+    announce();
+  } catch (error) {
+    fail(`The model stopped: ${error.message}. Load the page again.`);
+  } finally {
+    busy = false;
+  }
+}
+
+function announce() {
+  const sorted = [...times].sort((a, b) => a - b), median = sorted[Math.floor(sorted.length / 2)];
+  const passes = sorted.length > 1 ? `median of the last ${sorted.length} passes` : "one pass so far; the first ones are slower, while the browser still compiles";
+  element("time").firstChild.data = `${median.toFixed(median < 10 ? 1 : 0)} ms per picture (${passes}), on one thread of WebAssembly.`;
+}
+
+// Write the values beside the sliders, and take out of play what the view decides for itself.
+function describe() {
+  const wish = settings(), text = id => document.querySelector(`output[for="${id}"]`);
+  for (const id of ["mean_weight", "var_weight", "temperature"]) text(id).value = plain(wish[id]);
+  const resolution = about.noise_shapes[wish.depth - 1]?.[1];
+  text("depth").value = wish.depth ? `${wish.depth} of ${about.noise_shapes.length} (${resolution} × ${resolution})` : "0 (no noise)";
+  element("depth").setAttribute("aria-valuetext", text("depth").value);
+  element("classes").disabled = wish.view === "classes";
+  for (const [box, off] of [["mean", wish.view !== "eight"], ["var", wish.view === "weights"]]) {
+    element(box).classList.toggle("off", off);
+    element(box).querySelector("input").disabled = off;
+  }
+}
+
+function fail(text) {
+  element("message").textContent = text;
+  element("time").firstChild.data = "";
+  element("all").disabled = true;
+}
+
+// ---- beginning
+
+function prepare() {
+  const buttons = [...about.classes, "no class"].map((name, label) => {
+    const box = document.createElement("label"), input = document.createElement("input"), text = document.createElement("span");
+    Object.assign(input, { type: "radio", name: "class", value: label, checked: name === "star" || (label === 0 && !about.classes.includes("star")) });
+    text.textContent = name;
+    box.append(input, text);
+    return box;
+  });
+  element("classes").append(...buttons);
+  element("depth").max = about.noise_shapes.length; // before the value, which it bounds
+  element("depth").value = about.noise_shapes.length;
+  element("controls").addEventListener("input", redraw);
+  element("controls").addEventListener("submit", event => event.preventDefault());
+  element("another").addEventListener("click", () => {
+    element("seed").value = (Number(element("seed").value) + 1) % 1000000;
+    redraw();
+  });
+  element("all").disabled = false;
+}
+
+async function begin() {
+  try {
+    const mode = localStorage.getItem("mode"); // what the switch of the site's other pages has left there
+    if (mode === "light" || mode === "dark") document.documentElement.dataset.theme = mode;
+  } catch { /* storage is switched off: the system's choice it is */ }
+  element("message").textContent = "";
+  const instead = "The same pictures without a browser: cfvae sample shapes --mean-weight 2 --out samples.png";
+  if (typeof WebAssembly !== "object") return fail(`This page needs WebAssembly, and this browser has none, or it is switched off. ${instead}`);
+  if (location.protocol === "file:") return fail("This page was opened as a file, and browsers let no such page load a model. In its folder run python -m http.server --bind 127.0.0.1, and open http://127.0.0.1:8000/play.html.");
+  try {
+    about = await startWorker();
+  } catch (error) {
+    return fail(`The model could not be loaded (${error.message}). Load the page again. ${instead}`);
+  }
+  prepare();
+  await redraw();
+}
+
+// For tests: noise from outside (8 pictures end to end; null gives it back to the seed), and what the last drawing was made of and gave.
+window.cfvae = { normal, ready: begin(), setNoise: values => { given = values && Float32Array.from(values); return redraw(); }, get last() { return last; }, get busy() { return busy; } };
