@@ -5,7 +5,7 @@ NOTEBOOKS := $(sort $(wildcard nbs/*.ipynb))
 # Two workers with one thread each get through the tests faster than one worker with two threads.
 WORKERS ?= 2
 
-.PHONY: setup demo test lab check export clean lint execute weights
+.PHONY: setup demo test lab check export clean lint execute weights docs docs-serve
 
 setup: .venv/ready
 
@@ -40,6 +40,15 @@ lint: setup
 execute: setup
 	OMP_NUM_THREADS=2 $(BIN)/python tests/execute.py $(NOTEBOOKS)
 	$(BIN)/nbdev_clean
+
+# Build the site into site/, from the committed notebooks with their outputs. Needs npm, which comes with Node.js.
+docs: setup
+	@$(BIN)/python docs/build.py
+
+# Show the site to browsers on this machine, and to no other machine.
+docs-serve: setup
+	@test -f site/index.html || $(MAKE) docs
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site $(or $(PORT),8000)
 
 # Train the shipped weights again, from their recipes and seeds: about three hours on two CPU cores. cfvae/weights/README.md says what they are.
 weights: setup
