@@ -23,7 +23,7 @@ setup(
     include_package_data=True,
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split()},
+    extras_require={name.removesuffix("_requirements"): value.split() for name, value in settings.items() if name.endswith("_requirements")},
     entry_points={"console_scripts": settings["console_scripts"].split("\n")},
     zip_safe=False,
 )

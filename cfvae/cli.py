@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Option', 'Argument', 'Model', 'Data', 'Device', 'Validation', 'LARGEST_GRID', 'main', 'presets', 'train',
-           'info', 'sample', 'reconstruct', 'encode', 'demo', 'train_features']
+           'info', 'sample', 'reconstruct', 'encode', 'demo', 'train_features', 'import_weights', 'push', 'export_onnx']
 
 # %% ../nbs/20_command_line.ipynb #f11928c2
 import contextlib
@@ -26,6 +26,7 @@ from . import __version__
 if typing.TYPE_CHECKING:
     from cfvae.autoencoder import AutoencoderConfig
     from cfvae.hvae import HierarchicalVAEConfig
+    from cfvae.pretrained import PretrainedConfig
     from cfvae.pipeline import LatentVAEPipeline
     from cfvae.recipes import Recipe
 
@@ -106,7 +107,7 @@ def main(
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 Option, Argument = typer.Option, typer.Argument
-Model = typing.Annotated[Path, Argument(metavar="MODEL", help="A run folder, a saved pipeline, or the name of a shipped one: shapes.", show_default=False)]
+Model = typing.Annotated[Path, Argument(metavar="MODEL", help="A run folder, a saved pipeline, hub:owner/name, or the name of a shipped one: shapes.", show_default=False)]
 Data = typing.Annotated[str, Option(metavar="SPEC", help="shapes, shapes:n=2000,seed=1, cifar10, folder:PATH or tiny-imagenet:PATH.", show_default=False)]
 Device = typing.Annotated[str, Option(help="auto, cpu or cuda.")]
 Validation = typing.Annotated[bool, Option("--validation", help="Take the data's validation split.")]
@@ -126,16 +127,19 @@ def _options(
     "Deep hierarchical VAEs in latent space: train them, look inside, draw from them."
 
 # %% ../nbs/20_command_line.ipynb #19b30549
-def _parameters(autoencoder: "AutoencoderConfig", vae: "HierarchicalVAEConfig") -> tuple[float, ...]:
-    "Parameters of both models in millions, counted without any memory for them."
+def _parameters(autoencoder: "AutoencoderConfig | PretrainedConfig", vae: "HierarchicalVAEConfig") -> tuple[str, str]:
+    "Parameters of both models in millions, counted without any memory for them; what stands in place of the first where it is not trained here."
     import torch
 
     from cfvae.autoencoder import Autoencoder
     from cfvae.core import count_parameters
     from cfvae.hvae import HierarchicalVAE
+    from cfvae.pretrained import PretrainedConfig
 
     with torch.device("meta"):
-        return tuple(count_parameters(model) / 1e6 for model in (Autoencoder(autoencoder), HierarchicalVAE(vae)))
+        first = Autoencoder(autoencoder) if not isinstance(autoencoder, PretrainedConfig) else None
+        counts = [f"{count_parameters(model) / 1e6:.2f}" if model else "" for model in (first, HierarchicalVAE(vae))]
+    return counts[0] or ("pixels" if autoencoder.source == "pixels" else "pretrained"), counts[1]
 
 
 def _shape(sizes: typing.Iterable[int]) -> str:
@@ -149,7 +153,8 @@ def presets() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from cfvae.recipes import PRESETS, preset
+    import cfvae.published  # noqa: F401  (adds its presets)
+    from cfvae.recipes import PRESETS, is_pretrained, preset
 
     table = Table(box=SIMPLE)
     for title in ("name", "image", "code", "layers", "parameters\n(millions)", "steps"):
@@ -158,18 +163,19 @@ def presets() -> None:
     for name in PRESETS:
         recipe = preset(name)
         sizes = _parameters(recipe.autoencoder, recipe.vae)
-        steps = f"{recipe.autoencoder_training.steps}\n+ {recipe.vae_training.steps}"
+        steps = f"{recipe.vae_training.steps}" if is_pretrained(recipe) else f"{recipe.autoencoder_training.steps}\n+ {recipe.vae_training.steps}"
         about = f"{recipe.data}\n{(PRESETS[name].__doc__ or '').strip().partition(chr(10))[0]}"
         table.add_row(name, _shape([recipe.autoencoder.size] * 2), _shape(recipe.autoencoder.latent_shape), str(sum(recipe.vae.layers)),
-                      f"{sizes[0]:.2f}\n+ {sizes[1]:.2f}", steps, about)
+                      f"{sizes[0]}\n+ {sizes[1]}", steps, about)
     terminal = sys.stdout.isatty()
     Console(width=None if terminal else 120, force_terminal=terminal, highlight=False, force_jupyter=False).print(table)
 
 # %% ../nbs/20_command_line.ipynb #ba400dac
-def _recipe(name: str | None, out: Path, resume: bool, settings: dict[str, str]) -> "Recipe":
+def _recipe(name: str | None, out: Path, resume: bool, settings: dict[str, str], autoencoder: str | None = None) -> "Recipe":
     "The recipe to train: the run's own where one goes on, else a preset; with changes."
+    import cfvae.published  # noqa: F401  (adds its presets)
     from cfvae.core import check
-    from cfvae.recipes import change, load_recipe, preset
+    from cfvae.recipes import change, load_recipe, preset, with_pretrained
 
     if resume and (out / "recipe.json").exists():
         recipe = load_recipe(out)
@@ -177,7 +183,8 @@ def _recipe(name: str | None, out: Path, resume: bool, settings: dict[str, str])
     else:
         check(name is not None, "which recipe? Give --preset NAME; `cfvae presets` lists them")
         recipe = preset(name)
-    return change(recipe, settings)
+    changed = change(recipe, settings)
+    return changed if autoencoder is None else with_pretrained(changed, autoencoder)
 
 
 def _settings(pairs: typing.Sequence[str]) -> dict[str, str]:
@@ -233,6 +240,7 @@ def train(
     out: typing.Annotated[Path, Option(metavar="DIR", help="The run folder: log, pictures, checkpoints, model.", show_default=False)],
     preset: typing.Annotated[str | None, Option(metavar="NAME", help="A named recipe; see cfvae presets. Not needed with --resume.", show_default=False)] = None,
     data: typing.Annotated[str | None, Option(metavar="SPEC", help="As cifar10 or folder:PATH; the recipe's own if not given.", show_default=False)] = None,
+    autoencoder: typing.Annotated[str | None, Option(metavar="SOURCE", help="A pretrained first stage: a folder or owner/name on the hub, in diffusers' form; or pixels, for none.", show_default=False)] = None,
     stage: typing.Annotated[str, Option(help="all, autoencoder or vae.")] = "all",
     steps: typing.Annotated[int | None, Option(help="Steps of each stage.", show_default=False)] = None,
     max_minutes: typing.Annotated[float | None, Option(help="Save and stop after so long.", show_default=False)] = None,
@@ -244,7 +252,7 @@ def train(
 ) -> None:
     "Train a model of a folder of images, or of any other data."
     short = {"data": data, "steps": steps, "seed": seed, "device": device, "precision": precision}
-    recipe = _recipe(preset, out, resume, {k: v for k, v in short.items() if v is not None} | _settings(settings or ()))
+    recipe = _recipe(preset, out, resume, {k: v for k, v in short.items() if v is not None} | _settings(settings or ()), autoencoder)
     name = shlex.quote(str(out))
     _train(recipe, out, f"cfvae train --out {name} --resume", stage=stage, resume=resume, max_minutes=max_minutes)
     if stage == "autoencoder":
@@ -257,14 +265,14 @@ def _some(names: typing.Sequence[str], limit: int = 12) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _sizes(autoencoder: "AutoencoderConfig", vae: "HierarchicalVAEConfig") -> dict[str, str]:
+def _sizes(autoencoder: "AutoencoderConfig | PretrainedConfig", vae: "HierarchicalVAEConfig") -> dict[str, str]:
     "What both models look like."
     sizes = _parameters(autoencoder, vae)
     return {
         "images": _shape([autoencoder.size] * 2),
         "code": _shape(autoencoder.latent_shape),
         "stochastic layers": f"{sum(vae.layers)}: {', '.join(f'{count} at {r} x {r}' for count, r in zip(vae.layers, vae.resolutions, strict=True))}",
-        "parameters": f"autoencoder {sizes[0]:.2f} M, VAE {sizes[1]:.2f} M",
+        "parameters": f"autoencoder {sizes[0]}{'' if sizes[0].isalpha() else ' M'}, VAE {sizes[1]} M",
     }
 
 
@@ -281,7 +289,7 @@ def _progress(folder: Path, steps: int) -> str:
 
 def _about_run(run: Path) -> dict[str, str]:
     "What is known of a run, trained or not."
-    from cfvae.recipes import load_model, load_recipe
+    from cfvae.recipes import is_pretrained, load_model, load_recipe
 
     recipe, trained = load_recipe(run), (run / "pipeline" / "pipeline.json").exists()
     names = f": {_some(load_model(run).classes)}" if trained and recipe.vae.num_classes else ""
@@ -290,7 +298,7 @@ def _about_run(run: Path) -> dict[str, str]:
         "data": recipe.data,
         **_sizes(recipe.autoencoder, recipe.vae),
         "classes": f"{recipe.vae.num_classes or 'none'}{names}",
-        "autoencoder": _progress(run / "autoencoder", recipe.autoencoder_training.steps),
+        "autoencoder": f"pretrained: {recipe.autoencoder.source}" if is_pretrained(recipe) else _progress(run / "autoencoder", recipe.autoencoder_training.steps),
         "VAE": _progress(run / "vae", recipe.vae_training.steps),
         "model": str(run / "pipeline") if trained else f"none yet; go on with: cfvae train --out {shlex.quote(str(run))} --resume",
     }
@@ -574,3 +582,70 @@ def train_features(
     images, labels = held_out.batch(range(len(held_out)))
     accuracy = evaluation.class_accuracy(load_local(evaluation.Classifier, out), images, labels)
     print(f"the classifier is in {out}: {accuracy:.1%} of {len(images)} held-out images are recognised")
+
+# %% ../nbs/20_command_line.ipynb #c20e0002
+def _published_arguments(config: str | None, weights: Path) -> "str | dict":
+    "What --config says: a name, or the constructor arguments out of a JSON file or the weights' own header."
+    import json
+
+    from cfvae.core import CfvaeError, check
+    from cfvae.published import read_header
+
+    if config is None:
+        found = read_header(weights).get("config")
+        check(found is not None, f"{weights} does not say which model it holds: give --config, the name of a published model or a JSON file with its constructor arguments")
+        return json.loads(found)
+    if not config.endswith(".json"):
+        return config
+    try:
+        return json.loads(Path(config).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CfvaeError(f"{config} is not JSON ({error}): it has to hold the constructor arguments") from None
+
+
+@app.command()
+def import_weights(
+    weights: typing.Annotated[Path, Argument(metavar="FILE", help="A released pipeline, .pt or .safetensors.", show_default=False)],
+    out: typing.Annotated[Path, Option(metavar="DIR", help="The folder for the pipeline.", show_default=False)],
+    config: typing.Annotated[str | None, Option(metavar="NAME", help="imagenet256_kl8, church, bedroom, or a JSON file with the constructor arguments.", show_default=False)] = None,
+    attention: typing.Annotated[str, Option(help="published, as the weights were trained, or softmax.")] = "published",
+    classes: typing.Annotated[Path | None, Option(metavar="TXT", help="Class names, one per line; their numbers if not given.", show_default=False)] = None,
+) -> None:
+    "Turn a released model of the papers into a pipeline that every command reads."
+    from cfvae.core import check
+    from cfvae.published import load_published_pipeline
+
+    check(not (out / "pipeline.json").exists(), f"{out} holds a pipeline already: choose another --out")
+    names = classes.read_text(encoding="utf-8").split("\n") if classes else ()
+    pipe = load_published_pipeline(weights, _published_arguments(config, weights), attention, [name.strip() for name in names if name.strip()])
+    pipe.save_pretrained(out)
+    sizes = _sizes(pipe.autoencoder.config, pipe.vae.config)
+    print(f"the pipeline is in {out}: images {sizes['images']}, {sizes['stochastic layers']}. Next: cfvae sample {shlex.quote(str(out))} --n 16 --out samples.png")
+
+
+@app.command()
+def push(
+    run: typing.Annotated[Path, Argument(metavar="RUN", help="A run folder.", show_default=False)],
+    repo: typing.Annotated[str, Argument(metavar="OWNER/NAME", help="Where on the Hugging Face hub; made if need be.", show_default=False)],
+    private: typing.Annotated[bool, Option("--private", help="Visible to you alone.")] = False,
+    card_only: typing.Annotated[bool, Option("--card-only", help="Print the model card and publish nothing.")] = False,
+) -> None:
+    "Publish a run's model on the Hugging Face hub, with a card made of its recipe and report."
+    from cfvae.recipes import load_model
+    from cfvae.report import run_card
+
+    card = run_card(run, repo)
+    print(card if card_only else f"published: {load_model(run).push_to_hub(repo, card, private)}")
+
+
+@app.command()
+def export_onnx(
+    model: Model,
+    out: typing.Annotated[Path, Option(metavar="DIR", help="The folder for model.onnx and model.json.", show_default=False)],
+) -> None:
+    "Write the half of a model that draws as a graph for other programs, such as a browser."
+    from cfvae import onnx_export
+    from cfvae.recipes import load_model
+
+    path = onnx_export.export_onnx(load_model(model), out)
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB) turns noise into images; {path.with_name('model.json')} describes its inputs")

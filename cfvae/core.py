@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PALETTE', 'CfvaeError', 'check', 'seed_everything', 'make_generator', 'randn', 'get_device', 'from_uint8', 'to_uint8',
            'image_grid', 'set_style', 'show_images', 'config_from_dict', 'config_to_dict', 'count_parameters',
-           'shipped_weights']
+           'device_of', 'shipped_weights']
 
 # %% ../nbs/00_core.ipynb #4ab89cfa
 import dataclasses
@@ -174,6 +174,13 @@ def count_parameters(
 ) -> int:
     "The number of numbers that training adjusts."
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def device_of(
+    module: torch.nn.Module,  # any module
+) -> torch.device:
+    "Where a module's numbers are; the CPU for one that has none."
+    return next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 # %% ../nbs/00_core.ipynb #933b7b7c
 def shipped_weights(

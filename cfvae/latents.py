@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from .core import CfvaeError, check
+from .core import CfvaeError, check, device_of
 from .data import ImageDataset
 
 # %% ../nbs/10_latent_space.ipynb #27a9dd04
@@ -105,12 +105,13 @@ def weights_fingerprint(
 
 # %% ../nbs/10_latent_space.ipynb #ce220233
 def encode_dataset(
-    autoencoder: nn.Module,  # anything with `encode`, and parameters
+    autoencoder: nn.Module,  # anything with `encode`
     dataset: ImageDataset,  # what to encode
     folder: str | Path,  # where the codes are kept
     flip: bool = False,  # encode every image's mirror image too, since the mirror image of a code is not a code
     batch_size: int = 256,  # images at a time
     progress: bool = True,  # show a bar
+    scaler: LatentScaler | None = None,  # shift and scale, where they are known; None: those that are measured on the way
 ) -> LatentDataset:
     "Encode a dataset once. Codes already in `folder` are used if autoencoder, images and flip are still the same, and made anew if not."
     folder = Path(folder)
@@ -118,7 +119,7 @@ def encode_dataset(
     if not _is_current(folder, fingerprint):
         _write_latents(autoencoder, dataset, folder, flip, batch_size, progress, fingerprint)
     about = json.loads((folder / "latents.json").read_text(encoding="utf-8"))
-    scaler = LatentScaler(about["shift"], about["scale"])
+    scaler = scaler or LatentScaler(about["shift"], about["scale"])
     return LatentDataset(np.load(folder / "latents.npy", mmap_mode="r"), dataset.labels.repeat(1 + flip), dataset.classes, scaler, fingerprint)
 
 
@@ -153,7 +154,7 @@ def _write_latents(autoencoder, dataset, folder: Path, flip: bool, batch_size: i
 
 @torch.no_grad()
 def _encode(autoencoder, dataset, start: int, batch_size: int, mirrored: bool) -> torch.Tensor:
-    x = dataset.batch(range(start, min(start + batch_size, len(dataset))))[0].to(next(autoencoder.parameters()).device)
+    x = dataset.batch(range(start, min(start + batch_size, len(dataset))))[0].to(device_of(autoencoder))
     z = autoencoder.encode(x.flip(-1) if mirrored else x).float().cpu()
     check(bool(z.isfinite().all()), "the autoencoder gives codes that are not finite numbers: train it again, with a lower learning rate")
     check(bool((z.abs() < 65000).all()), f"the autoencoder gives codes up to {z.abs().max():.3g}, too large for half precision: train it again")

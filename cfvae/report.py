@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'ROWS', 'JUDGED', 'data_uri', 'Run', 'open_run', 'first_layers', 'shown_depths', 'held_out_rates',
            'entropy_sentence', 'known_entropy', 'strengths', 'class_accuracies', 'rates_figure', 'curves_figure',
-           'reconstructions', 'is_shapes', 'changed_settings', 'train_command', 'next_steps', 'write_report']
+           'reconstructions', 'is_shapes', 'changed_settings', 'train_command', 'next_steps', 'write_report',
+           'run_card']
 
 # %% ../nbs/14b_report.ipynb #f69ba4d3
 import base64
@@ -33,8 +34,8 @@ from .gaussian import DiagGaussian
 from .guidance import Guidance
 from .images import open_dataset
 from .information import blurred_distortion
-from .pipeline import LatentVAEPipeline
-from .recipes import PRESETS, Recipe, load_model, load_recipe, prepare
+from .pipeline import LatentVAEPipeline, model_card
+from .recipes import PRESETS, Recipe, is_pretrained, load_model, load_recipe, prepare
 from .training import read_log
 
 # %% ../nbs/14b_report.ipynb #689e5c38
@@ -234,7 +235,8 @@ def _head(run: Run) -> dict:
     recipe, pipe = run.recipe, run.pipe
     return {"preset": recipe.name, "data": recipe.data, "classes": len(pipe.classes), "held_out_images": len(run.held), "same_images": run.same_images,
             "seeds": [recipe.autoencoder_training.seed, recipe.vae_training.seed],
-            "parameters": {"autoencoder": count_parameters(pipe.autoencoder), "vae": count_parameters(pipe.vae)}, "trained_on": recipe.vae_training.device}
+            "parameters": {"autoencoder": sum(p.numel() for p in pipe.autoencoder.parameters()), "vae": count_parameters(pipe.vae)}, "trained_on": recipe.vae_training.device,
+            "pretrained": recipe.autoencoder.source if is_pretrained(recipe) else None}
 
 
 @torch.no_grad()
@@ -324,7 +326,8 @@ def _section_head(numbers: dict) -> str:
         ("preset", head["preset"]), ("data", head["data"]), ("classes", head["classes"] or "none (unconditional)"), ("held-out images", head["held_out_images"]),
         ("seeds", " and ".join(map(str, head["seeds"])) + " (stage one and two)"),
         ("parameters", f"{head['parameters']['autoencoder']:,} in the autoencoder, {head['parameters']['vae']:,} in the VAE"),
-        ("steps", f"{ae['steps']:,} of {ae['of']:,} and {vae['steps']:,} of {vae['of']:,}"), ("speed of training", speed)]) + warning
+        ("stage one", f"pretrained: {head['pretrained']}" if head["pretrained"] else f"{ae['steps']:,} of {ae['of']:,} steps"),
+        ("stage two", f"{vae['steps']:,} of {vae['of']:,} steps"), ("speed of training", speed)]) + warning
 
 
 def _section_reconstructions(real: torch.Tensor, alone: torch.Tensor, whole: torch.Tensor, numbers: dict) -> str:
@@ -408,6 +411,8 @@ def changed_settings(
     if recipe.name not in PRESETS:
         return None
     here, there = config_to_dict(recipe), config_to_dict(PRESETS[recipe.name]())
+    if is_pretrained(recipe):  # told by --autoencoder
+        here.pop("autoencoder")
     flat = [(key, value, there[key]) for key, value in here.items() if not isinstance(value, dict)]
     flat += [(f"{part}.{key}", value, there[part][key]) for part, fields in here.items() if isinstance(fields, dict) for key, value in fields.items()]
     return {key: value for key, value, before in flat if value != before and key not in ("data", "vae.num_classes")}
@@ -422,7 +427,7 @@ def train_command(
     own = changed_settings(recipe)
     if own is None:
         return None
-    words = ["cfvae", "train", "--preset", recipe.name, "--data", recipe.data, "--out", str(out)]
+    words = ["cfvae", "train", "--preset", recipe.name, "--data", recipe.data, "--out", str(out)] + (["--autoencoder", recipe.autoencoder.source] if is_pretrained(recipe) else [])
     for key, value in {**own, **settings}.items():
         words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"]
     return shlex.join(words)
@@ -479,3 +484,25 @@ def _write(path: Path, text: str) -> Path:
     except OSError as error:
         raise CfvaeError(f"cannot write {path}: {error.strerror or error}") from None
     return path
+
+# %% ../nbs/14b_report.ipynb #c14b0002
+def run_card(
+    run: str | Path,  # a run folder with a model
+    repo_id: str = "owner/name",  # where it will be published
+) -> str:
+    "The model card of a run, filled in from its recipe, its logs and, where `write_report` has been called, report.json. Raises `CfvaeError` where there is no model yet."
+    run = Path(run)
+    recipe, pipe = load_recipe(run), load_model(run)
+    data = json.loads((run / "data.json").read_text(encoding="utf-8")) if (run / "data.json").is_file() else {}
+    log, report = read_log(run / "vae" / "log.jsonl"), run / "report.json"
+    numbers = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    figures = {"steps of stage two": f"{log[-1]['step']:,} of {recipe.vae_training.steps:,}, {log[-1]['skipped']} skipped"} if log else {}
+    figures |= {f"peak signal-to-noise ratio, {name.replace('_', ' ')}": f"{value:.1f} dB on {numbers['run']['held_out_images']} held-out images" for name, value in numbers.get("psnr", {}).items()}
+    figures |= {f"recognised as their class: {name}": f"{value:.1%}" for name, value in numbers.get("class_accuracy", {}).items()}
+    first = f"pretrained ({recipe.autoencoder.source})" if is_pretrained(recipe) else f"{recipe.autoencoder_training.steps:,} steps of {recipe.autoencoder_training.batch_size}"
+    how = (f"Preset `{recipe.name}`, seed {recipe.vae_training.seed}. Stage one: {first}. Stage two: {recipe.vae_training.steps:,} steps of {recipe.vae_training.batch_size}. "
+           f"All settings:\n\n```json\n{json.dumps(config_to_dict(recipe))}\n```")
+    limits = ("It knows nothing but images like those it was trained on. Guidance makes samples more typical of their class and less varied. " +
+              ("" if numbers else "Nobody has measured the quality of its samples yet: `cfvae.report.write_report` does."))
+    return model_card(pipe, f"`{recipe.data}`, {data.get('images', 'an unknown number of')} training images of {recipe.autoencoder.size} x {recipe.autoencoder.size} pixels"
+                      f"{', with their mirror images' if recipe.flip else ''}. The licence is that of the data.", how, figures, limits, repo_id)

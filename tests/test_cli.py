@@ -98,7 +98,7 @@ def test_help_needs_no_torch():
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert seen.returncode == 0, seen.stderr
     assert "--max-minutes" in seen.stdout
-    for command in ("presets", "info", "train", "encode", "reconstruct", "sample", "demo", "train-features"):
+    for command in ("presets", "info", "train", "encode", "reconstruct", "sample", "demo", "train-features", "import-weights", "push", "export-onnx"):
         assert f" {command} " in seen.stdout
 
 
@@ -128,8 +128,97 @@ def test_presets_counts_parameters():
         assert f"{count_parameters(model(config)) / 1e6:.2f}" in out
     for name in PRESETS:
         assert name in out
+    assert "386.37" in out and "pretrained" in out and "pixels" in out  # the published models are among them
     for text in ("32 x 32", "4 x 8 x 8", str(recipe.vae_training.steps), PRESETS["shapes-demo"].__doc__.split()[0]):
         assert text in out
+
+
+SMALL = {"resolution": 8, "c": 8, "c_enc": 8, "c_mult": [1, 1, 1], "dff_mult": [1, 1, 1], "num_classes": 3, "nlayers": [1, 1, 1], "enc_nlayers": [1, 1, 1],
+         "num_attention": [0, 0, 0], "num_attention_heads": [0, 0, 0], "zdim": 2, "datadim": 4, "h_prior": True}
+STAGE = {"double_z": True, "z_channels": 4, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": []}
+
+
+@pytest.fixture(scope="module")
+def released(folder):
+    "A small released pipeline with random weights, as released.pt and, with its config inside, released.safetensors."
+    pytest.importorskip("diffusers")
+    from safetensors.torch import save_file
+
+    from cfvae import published
+    from cfvae.pretrained import import_diffusers
+
+    vae = published.HierarchicalVAE(published.published_config(SMALL))
+    kl = import_diffusers().AutoencoderKL(block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, sample_size=16)
+    weights = {f"vae.{there}": vae.get_parameter(here).detach().clone() for here, there in published.published_names(vae).items()}
+    for here, there in published._stage_names(kl, 2).items():
+        value = kl.get_parameter(here).detach().clone()
+        weights[f"dae.{there}"] = value[:, :, None, None] if ".attn" in there and value.ndim == 2 else value
+    config = {"dae": {"class": "AutoencoderKL", "embed_dim": 4, "ddconfig": STAGE}, "vae": SMALL, "shift": 0.25, "scale": 4.4}
+    torch.save(weights | {"dae.loss.discriminator.weight": torch.zeros(3)}, "released.pt")
+    save_file(weights, "released.safetensors", {"config": json.dumps(config)})
+    Path("config.json").write_text(json.dumps(config))
+    return config
+
+
+def test_import_weights(released):
+    out = done("import-weights released.pt --config config.json --out models/a")
+    assert "models/a" in out and "16 x 16" in out and "3: 1 at 1 x 1, 1 at 4 x 4, 1 at 8 x 8" in out
+    Path("names.txt").write_text("cat\ndog\n\nemu\n")
+    done("import-weights released.safetensors --classes names.txt --out models/b")  # the config is in the file
+    assert load_model("models/a").classes == ("0", "1", "2") and load_model("models/b").classes == ("cat", "dog", "emu")
+    assert load_model("models/a").scaler.scale.item() == pytest.approx(4.4)
+    done("sample models/b --n 2 --classes emu --mean-weight 1.5 --out emus.png")
+    assert "parameters" in done("info models/a")
+    before = Path("models/a/vae/model.safetensors").read_bytes()
+    refused("import-weights released.pt --config config.json --out models/a", "models/a", "already")
+    assert Path("models/a/vae/model.safetensors").read_bytes() == before
+
+
+def test_import_weights_refuses(released):
+    refused("import-weights nowhere.pt --config church --out models/c", "nowhere.pt")
+    refused("import-weights released.pt --out models/c", "--config")
+    refused("import-weights released.pt --config chruch --out models/c", "chruch", "church")
+    Path("bad.json").write_text("{")
+    refused("import-weights released.pt --config bad.json --out models/c", "bad.json", "JSON")
+    refused("import-weights released.pt --config config.json --attention none --out models/c", "attention")
+    code, _, err = call("import-weights released.pt --config church --out models/c")  # the list of what does not fit has several lines
+    assert code == 2 and "the weights do not fit the config" in err and "Traceback" not in err
+    assert not Path("models/c").exists()
+
+
+def test_train_with_an_imported_first_stage(released):
+    if not Path("models/a").exists():
+        done("import-weights released.pt --config config.json --out models/a")
+    sizes = "--set vae.resolutions=1,4,8 --set vae.widths=8 --set vae.encoder_widths=8 --set vae.layers=1 --set vae.encoder_blocks=1 --set autoencoder.size=16 --set autoencoder.patch=1"
+    options = f"{sizes} --steps 2 --set batch_size=8 --set vae_training.warmup=1 --precision fp32 --device cpu --data shapes:n=40"
+    done(f"train --preset shapes-demo --autoencoder models/a/autoencoder --out borrowed {options}")
+    assert load_model("borrowed").scaler.scale.item() == pytest.approx(4.4)  # the scale came with the folder
+    assert "pretrained: models/a/autoencoder" in done("info borrowed")
+    done("sample borrowed --n 2 --out borrowed.png")
+    done("encode borrowed --data shapes:n=10 --out borrowed-codes")
+    refused(f"train --preset shapes-demo --autoencoder no/where --out other {options}", "no/where")
+    refused("train --preset church --out other --data shapes", "--autoencoder")
+    assert not Path("other").exists()
+
+
+def test_push_prints_the_card_or_says_why_not(run, monkeypatch):
+    card = done("push run me/shapes --card-only")
+    assert "# shapes" in card and "shapes:n=60" in card and "30 of 30" in card and "## Limits" in card
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    refused("push run me/shapes", "me/shapes could not be published")
+    refused("push nowhere me/shapes", "nowhere")
+    refused("sample hub:me/shapes --out x.png", "gave no model me/shapes")
+
+
+def test_export_onnx(plain):
+    pytest.importorskip("onnx")
+    out = done("export-onnx plain --out graph")
+    about = json.loads(Path("graph/model.json").read_text())
+    assert "graph/model.onnx" in out and Path("graph/model.onnx").stat().st_size > 10_000 and "noise" in json.dumps(about) and "labels" not in json.dumps(about.get("inputs", ""))
+    Path("a-file").write_text("kept")
+    refused("export-onnx plain --out a-file", "a-file")
+    refused("export-onnx nowhere --out graph", "nowhere")
+    assert Path("a-file").read_text() == "kept"
 
 
 def test_info_of_a_finished_run_and_of_its_pipeline(run):

@@ -16,7 +16,8 @@ from cfvae.autoencoder import Autoencoder, AutoencoderConfig
 from cfvae.core import CfvaeError, config_to_dict, make_generator
 from cfvae.data import ImageDataset, Shapes
 from cfvae.hvae import HierarchicalVAE, HierarchicalVAEConfig
-from cfvae.recipes import PRESETS, Recipe, change, load_autoencoder, load_model, load_recipe, prepare, preset, recipe_from_dict, train
+from cfvae.pretrained import PretrainedAutoencoder, PretrainedConfig, import_diffusers
+from cfvae.recipes import PRESETS, Recipe, change, load_autoencoder, load_model, load_recipe, prepare, preset, recipe_from_dict, train, with_pretrained
 from cfvae.training import read_log
 
 TINY = {"autoencoder.size": 16, "autoencoder.widths": (8, 8), "autoencoder.groups": 4, "autoencoder_training.steps": 4, "vae.resolutions": (1, 4), "vae.widths": 8,
@@ -247,6 +248,46 @@ def test_time_limit_and_resume(run, tmp_path):
         train(tiny(), "shapes:n=60", tmp_path / "other", max_minutes=0)
 
 
+PIXELS = {"autoencoder": PretrainedConfig("pixels", 16, 3, 1, 0.0, 1.0), "vae": HierarchicalVAEConfig(3, (1, 4, 16), 8, 8, 1, 1, 1, latent_channels=2)}
+
+
+def test_a_run_on_pixels(tmp_path):
+    "No first stage: the codes are the images, unscaled, and only the second stage is trained."
+    recipe = dataclasses.replace(tiny(vae__layers=(1, 2), autoencoder_training__batch_size=64), **PIXELS)  # a batch that would be too large for the first stage
+    assert recipe_from_dict(json.loads(json.dumps(config_to_dict(recipe)))) == recipe
+    assert train(recipe, "shapes:n=60", tmp_path / "run")
+    pipe, images = load_model(tmp_path / "run"), Shapes(60, size=16).batch(range(4))[0]
+    assert pipe.autoencoder.config.source == "pixels" and torch.equal(pipe.latents(images), images) and not (tmp_path / "run" / "autoencoder").exists()
+    assert load_recipe(tmp_path / "run").autoencoder == recipe.autoencoder and len(pipe(labels=[0, 1]).images) == 2
+    with pytest.raises(CfvaeError, match="nothing to train in stage one"):
+        train(recipe, "shapes:n=60", tmp_path / "other", stage="autoencoder")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_run_on_a_pretrained_autoencoder(tmp_path):
+    pytest.importorskip("diffusers")
+    sizes = {"block_out_channels": (32, 32, 32), "down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3, "latent_channels": 4}
+    import_diffusers().AutoencoderKL(**sizes).save_pretrained(tmp_path / "kl")
+    recipe = with_pretrained(tiny(), str(tmp_path / "kl"))
+    assert recipe.autoencoder.latent_shape == (4, 4, 4)
+    assert train(recipe, "shapes:n=60", tmp_path / "run")
+    pipe = load_model(tmp_path / "run")
+    assert isinstance(pipe.autoencoder, PretrainedAutoencoder) and isinstance(load_autoencoder(tmp_path / "run"), PretrainedAutoencoder)
+    codes = pipe.latents(Shapes(60, size=16).batch(range(60))[0])
+    assert codes.mean((0, 2, 3)).abs().max() < 0.3 and abs(codes.std() - 1) < 0.2  # measured, channel by channel
+    known = dataclasses.replace(recipe, autoencoder=dataclasses.replace(recipe.autoencoder, shift=0.25, scale=4.4))
+    assert train(known, "shapes:n=60", tmp_path / "known")
+    assert load_model(tmp_path / "known").scaler.scale.flatten().tolist() == pytest.approx([4.4])
+    with pytest.raises(CfvaeError, match="another recipe"):
+        train(known, "shapes:n=60", tmp_path / "run", resume=True)
+    with pytest.raises(CfvaeError, match=r"code is \(4, 4, 4\), but the VAE models \(4, 8, 8\)"):
+        with_pretrained(
+            dataclasses.replace(tiny(), autoencoder=AutoencoderConfig(16, (8,), groups=4), vae=HierarchicalVAEConfig(4, (1, 8), 8, 8, 1, 1, 1)), str(tmp_path / "kl"))
+    open_source = dataclasses.replace(recipe, autoencoder=dataclasses.replace(recipe.autoencoder, source=""))
+    with pytest.raises(CfvaeError, match="which autoencoder"):
+        train(open_source, "shapes:n=60", tmp_path / "open")
+
+
 def test_load_model_says_what_is_missing(tmp_path):
     with pytest.raises(CfvaeError, match="there is nothing at"):
         load_model(tmp_path / "nowhere")
@@ -266,3 +307,21 @@ def test_a_run_on_a_gpu(tmp_path):
     assert train(tiny(device="cuda", precision="bf16"), "shapes:n=60", tmp_path / "run")
     images = load_model(tmp_path / "run").to("cuda")([0, 1], generator=make_generator(0), output_type="pt").images
     assert images.isfinite().all()
+
+
+def test_an_adversarial_first_stage_trains_and_resumes(tmp_path):
+    recipe = tiny(autoencoder__size=32, autoencoder__widths=(8, 8, 8), autoencoder_loss__adversarial=0.5, autoencoder_loss__adversarial_from=2,
+                  autoencoder_loss__discriminator_width=8, autoencoder_loss__discriminator_layers=1)
+    assert recipe_from_dict(json.loads(json.dumps(config_to_dict(recipe)))) == recipe
+    assert train(recipe, "shapes:n=60", tmp_path / "whole")
+    assert not train(recipe, "shapes:n=60", tmp_path / "parts", max_minutes=1e-6)
+    assert train(recipe, "shapes:n=60", tmp_path / "parts", resume=True)
+    whole, parts = (load_model(tmp_path / name).autoencoder for name in ("whole", "parts"))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+    assert not any("discriminator" in name for name in whole.state_dict())  # the second player stays behind
+    log = read_log(tmp_path / "whole" / "autoencoder" / "log.jsonl")
+    assert "discriminator" not in log[0] and "discriminator" in log[1]
+    with pytest.raises(CfvaeError, match="adversarial_from is 50001, but stage one ends at step 4"):
+        tiny(autoencoder_loss__adversarial=0.5)
+    with pytest.raises(CfvaeError, match="another recipe"):
+        train(change(recipe, {"autoencoder_loss.adversarial": 0.0}), "shapes:n=60", tmp_path / "whole", resume=True)

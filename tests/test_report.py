@@ -122,7 +122,7 @@ def test_stopped_early(runs, tmp_path):
     fields["vae_training"]["steps"] = 9
     (tmp_path / "run" / "recipe.json").write_text(json.dumps(fields))
     text = report.write_report(tmp_path / "run", device="cpu").read_text(encoding="utf-8")
-    assert "4 of 4 and 4 of 9" in text and "--resume" in text
+    assert "4 of 4 steps" in text and "4 of 9 steps" in text and "--resume" in text
 
 
 def test_other_images_are_noticed(runs):
@@ -203,3 +203,28 @@ def test_data_uri():
     uri = report.data_uri(Image.fromarray(array))
     again = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,")))))
     assert np.array_equal(array, again)
+
+
+def test_run_card(runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs / "unlabelled", run, ignore=shutil.ignore_patterns("report.*"))
+    bare = report.run_card(run, "me/shapes")
+    assert "`shapes:n=60`" in bare and "Nobody has measured" in bare and "4 of 4" in bare and "# shapes" in bare
+    report.write_report(run, device="cpu")
+    full = report.run_card(run, "me/shapes")
+    numbers = json.loads((run / "report.json").read_text())
+    assert f"{numbers['psnr']['whole_model']:.1f} dB on 6 held-out images" in full and "Nobody has measured" not in full
+    settings = json.loads(full.split("```json")[1].split("```")[0])
+    assert recipe_from_dict(settings).vae_training.steps == 4  # the card holds the whole recipe
+    with pytest.raises(CfvaeError, match="no model yet"):
+        report.run_card(runs / "half")
+
+
+def test_a_run_on_pixels_has_a_report(tmp_path):
+    from cfvae.recipes import with_pretrained
+
+    recipe = with_pretrained(change(tiny(), {"vae.data_channels": 3, "vae.resolutions": (1, 16), "vae.layers": (1, 1), "autoencoder.widths": (8,), "autoencoder.patch": 1,
+                                             "autoencoder.latent_channels": 3}), "pixels")
+    assert train(recipe, "shapes:n=60", tmp_path / "run")
+    text = report.write_report(tmp_path / "run", device="cpu").read_text(encoding="utf-8")
+    assert "pretrained: pixels" in text and "--autoencoder pixels" in text
