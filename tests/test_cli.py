@@ -285,7 +285,7 @@ def test_ctrl_c_saves(monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_between_the_stages(monkeypatch, number):
-    monkeypatch.setattr(recipes, "encode_dataset", lambda *options: signal.raise_signal(number))
+    monkeypatch.setattr(recipes, "encode_dataset", lambda *arguments, **options: signal.raise_signal(number))
     before = signal.getsignal(signal.SIGTERM)
     code, out, err = call(f"{TINY} --out between{number} --steps 2")
     assert code == 128 + number and "everything up to step 2 of 2 (autoencoder) is saved" in out and "Traceback" not in err
