@@ -591,16 +591,14 @@ def _published_arguments(config: str | None, weights: Path) -> "str | dict":
     from cfvae.core import CfvaeError, check
     from cfvae.published import read_header
 
-    if config is None:
-        found = read_header(weights).get("config")
-        check(found is not None, f"{weights} does not say which model it holds: give --config, the name of a published model or a JSON file with its constructor arguments")
-        return json.loads(found)
-    if not config.endswith(".json"):
+    if config is not None and not config.endswith(".json"):
         return config
+    text = read_header(weights).get("config") if config is None else Path(config).read_text(encoding="utf-8")
+    check(text is not None, f"{weights} does not say which model it holds: give --config, the name of a published model or a JSON file with its constructor arguments")
     try:
-        return json.loads(Path(config).read_text(encoding="utf-8"))
+        return json.loads(text)
     except ValueError as error:
-        raise CfvaeError(f"{config} is not JSON ({error}): it has to hold the constructor arguments") from None
+        raise CfvaeError(f"the config of {config or weights} is not JSON ({error}): it has to hold the constructor arguments") from None
 
 
 @app.command()

@@ -136,11 +136,14 @@ def read_weights(
 def read_header(
     path: str | Path,  # a file of weights
 ) -> dict[str, str]:
-    "What a safetensors file says of itself beside its tensors; nothing for other files."
+    "What a safetensors file says of itself beside its tensors; nothing for other files. Raises `CfvaeError` for a damaged one."
     if Path(path).suffix != ".safetensors" or not Path(path).is_file():
         return {}
-    with safe_open(path, "pt") as file:
-        return file.metadata() or {}
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise CfvaeError(f"{path} cannot be read: {error}") from error
 
 # %% ../nbs/16_published_models.ipynb #898c9301
 _STEPS = ("conv1", "conv2", "dense1", "dense2")  # their names for the convolutions of a residual block

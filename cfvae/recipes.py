@@ -383,9 +383,8 @@ def train(
 ) -> bool:
     "Train both stages into a run folder. True where all that was asked for is done, False where it was stopped before; `resume` takes it up again."
     check(stage in ("all", "autoencoder", "vae"), f"stage is '{stage}': use all, autoencoder or vae")
-    if is_pretrained(recipe):  # complain before the images are opened
-        check(stage != "autoencoder", f"the autoencoder of this recipe is pretrained ({recipe.autoencoder.source}): there is nothing to train in stage one")
-        load_pretrained(recipe.autoencoder)
+    check(stage != "autoencoder" or not is_pretrained(recipe), "the autoencoder of this recipe is pretrained: there is nothing to train in stage one")
+    borrowed = load_pretrained(recipe.autoencoder) if is_pretrained(recipe) else None  # where it is missing, complain before the images are opened
     signals = signals or StopOnSignal()
     extra = [signals] + ([TimeLimit(max_minutes)] if max_minutes is not None else [])
     for config in (recipe.autoencoder_training, recipe.vae_training):
@@ -395,18 +394,18 @@ def train(
     with processes.main_process_first():  # the first process decodes the images, the others find them decoded
         dataset = open_dataset(data, recipe.autoencoder.size) if isinstance(data, str) else data
     recipe, images, held = prepare(dataclasses.replace(recipe, data=data if isinstance(data, str) else dataset.name), dataset)
-    known = LatentScaler(recipe.autoencoder.shift, recipe.autoencoder.scale) if is_pretrained(recipe) and recipe.autoencoder.scale is not None else None
+    known = LatentScaler(recipe.autoencoder.shift, recipe.autoencoder.scale) if borrowed and recipe.autoencoder.scale is not None else None
     with RunLock(out) if processes.is_main_process else contextlib.nullcontext():
         if processes.is_main_process:
             _open_run(out, recipe, images, resume)
         processes.wait_for_everyone()
-        if stage != "vae" and not is_pretrained(recipe):
+        if stage != "vae" and not borrowed:
             state = train_autoencoder(recipe, images, held, out, resume, extra)
             processes.wait_for_everyone()
             done = state.step == recipe.autoencoder_training.steps
             if stage == "autoencoder" or not done or signals.received:  # a signal may come at the last step
                 return stage == "autoencoder" and done
-        autoencoder = load_autoencoder(out).to(get_device(recipe.vae_training.device))
+        autoencoder = (borrowed or load_autoencoder(out)).to(get_device(recipe.vae_training.device))
         with processes.main_process_first():
             latents = encode_dataset(autoencoder, images, out / "latents", recipe.flip, scaler=known)
         return train_vae(recipe, autoencoder, latents, held, out, resume, extra).step == recipe.vae_training.steps

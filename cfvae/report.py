@@ -486,13 +486,23 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 # %% ../nbs/14b_report.ipynb #c14b0002
+def _public(recipe: Recipe) -> Recipe:
+    "A recipe for others to read: of the folders of this machine only the last name."
+    kind, _, place = recipe.data.partition(":")
+    recipe = dataclasses.replace(recipe, data=f"{kind}:{Path(place).name}") if kind in ("folder", "tiny-imagenet") else recipe
+    source = Path(recipe.autoencoder.source) if is_pretrained(recipe) else None
+    if source and (source.is_absolute() or source.is_dir()):
+        recipe = dataclasses.replace(recipe, autoencoder=dataclasses.replace(recipe.autoencoder, source=source.name))
+    return recipe
+
+
 def run_card(
     run: str | Path,  # a run folder with a model
     repo_id: str = "owner/name",  # where it will be published
 ) -> str:
     "The model card of a run, filled in from its recipe, its logs and, where `write_report` has been called, report.json. Raises `CfvaeError` where there is no model yet."
     run = Path(run)
-    recipe, pipe = load_recipe(run), load_model(run)
+    recipe, pipe = _public(load_recipe(run)), load_model(run)
     data = json.loads((run / "data.json").read_text(encoding="utf-8")) if (run / "data.json").is_file() else {}
     log, report = read_log(run / "vae" / "log.jsonl"), run / "report.json"
     numbers = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}

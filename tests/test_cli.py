@@ -180,6 +180,8 @@ def test_import_weights_refuses(released):
     refused("import-weights released.pt --config chruch --out models/c", "chruch", "church")
     Path("bad.json").write_text("{")
     refused("import-weights released.pt --config bad.json --out models/c", "bad.json", "JSON")
+    Path("cut.safetensors").write_bytes(Path("released.safetensors").read_bytes()[:100])
+    refused("import-weights cut.safetensors --out models/c", "cut.safetensors cannot be read")
     refused("import-weights released.pt --config config.json --attention none --out models/c", "attention")
     code, _, err = call("import-weights released.pt --config church --out models/c")  # the list of what does not fit has several lines
     assert code == 2 and "the weights do not fit the config" in err and "Traceback" not in err

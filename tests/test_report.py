@@ -220,6 +220,16 @@ def test_run_card(runs, tmp_path):
         report.run_card(runs / "half")
 
 
+def test_the_card_keeps_the_folders_of_this_machine_to_itself(runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs / "unlabelled", run)
+    fields = json.loads((run / "recipe.json").read_text()) | {"data": "folder:/home/somebody/private/cats"}
+    fields["autoencoder"] = {"source": "/home/somebody/models/kl", "size": 16, "latent_channels": 4, "factor": 4}
+    (run / "recipe.json").write_text(json.dumps(fields))
+    card = report.run_card(run)
+    assert "somebody" not in card and "folder:cats" in card and "pretrained (kl)" in card
+
+
 def test_a_run_on_pixels_has_a_report(tmp_path):
     from cfvae.recipes import with_pretrained
 
