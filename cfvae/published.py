@@ -86,7 +86,7 @@ _RUNS: dict[str, tuple] = {  # data, first stage, training where it is not P2's,
 def published_recipe(
     name: str,  # of a published model, a key of `PUBLISHED`
 ) -> Recipe:
-    "A published model as a recipe, with the training constants of its paper. Where those name no end, a million steps is ours."
+    "A published model as a recipe, with the training constants of its paper; the number of steps, a million, is ours, but for the model of CIFAR-10."
     data, first_stage, training, objective, _ = _RUNS[name]
     config = published_config(PUBLISHED[name])
     constants = {"steps": 1_000_000, "batch_size": 128, "learning_rate": 2e-4, "betas": (0.9, 0.9), "warmup": 100, "ema_decay": 0.9999,

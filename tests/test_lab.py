@@ -12,13 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-
-sync_api = pytest.importorskip("playwright.sync_api")
+from browser import needs_browser
 
 NBS = Path(__file__).parent.parent / "nbs"
-CHROMIUM = os.environ.get("CFVAE_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: install it, or set CFVAE_CHROMIUM")
+pytestmark = needs_browser
 
 CELLS = """() => Array.from(window.jupyterapp.shell.currentWidget.content.model.cells).map(cell => cell.toJSON())
     .map((cell, index) => ({index, kind: cell.cell_type, source: [].concat(cell.source).join(''), count: cell.execution_count, outputs: cell.outputs}))"""
@@ -48,14 +45,6 @@ def _address(log: Path, server: subprocess.Popen) -> tuple[str, str]:
         assert server.poll() is None, log.read_text(encoding="utf-8")
         time.sleep(0.5)
     raise TimeoutError(log.read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 def _open(browser, lab, name: str):

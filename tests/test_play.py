@@ -6,7 +6,6 @@ import functools
 import gzip
 import http.server
 import importlib.util
-import os
 import shutil
 import threading
 from pathlib import Path
@@ -14,20 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from browser import needs_browser
 
 from cfvae.core import make_generator
 from cfvae.guidance import Guidance
 from cfvae.pipeline import LatentVAEPipeline
 
-sync_api = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
 PLAY = Path(__file__).parent.parent / "docs" / "play.py"
-CHROMIUM = os.environ.get("CFVAE_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: install it, or set CFVAE_CHROMIUM"),
+    needs_browser,
     pytest.mark.skipif(shutil.which("npm") is None, reason="there is no npm: install Node.js"),
 ]
 PICTURE = "() => Array.from(document.querySelectorAll('canvas'), canvas => canvas.toDataURL())"
@@ -55,14 +52,6 @@ def address(site):
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")

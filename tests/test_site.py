@@ -17,14 +17,12 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlparse
 
 import pytest
+from browser import needs_browser
 
 ROOT = Path(__file__).parent.parent
-CHROMIUM = os.environ.get("CFVAE_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 MISSING = [name for name in ("sphinx", "myst_nb", "sphinx_book_theme", "numpydoc", "fastcore") if importlib.util.find_spec(name) is None]
 MISSING += [name for name in ("node", "npm") if shutil.which(name) is None]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the site needs {', '.join(MISSING)}")
-in_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: install it, or set CFVAE_CHROMIUM")
 
 sys.path.insert(0, str(ROOT / "docs"))
 import lessons  # noqa: E402
@@ -98,15 +96,6 @@ def address(site):
     server.shutdown()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
 # What can be seen without a browser.
 
 
@@ -176,7 +165,7 @@ def test_companions_lie_under_their_lesson(pages):
 # In a browser.
 
 
-@in_browser
+@needs_browser
 def test_every_page_on_a_phone(browser, address, pages):
     "No error, no request to another host, no sideways scrolling, all maths set, every picture described."
     tab, notes, wrong = browser.new_page(viewport={"width": 390, "height": 800}), [], {}
@@ -207,7 +196,7 @@ CHECKS = r"""() => {
 }"""
 
 
-@in_browser
+@needs_browser
 @pytest.mark.parametrize(("term", "page"), [("posterior collapse", "lessons/06_vae.html"), ("kl_divergence", "api/gaussian.html")])
 def test_search_finds(browser, address, site, term, page):
     tab = browser.new_page()
@@ -216,7 +205,7 @@ def test_search_finds(browser, address, site, term, page):
     tab.close()
 
 
-@in_browser
+@needs_browser
 def test_a_solution_unfolds_by_keyboard(browser, address, site):
     tab = browser.new_page()
     tab.goto(f"{address}lessons/05_elbo.html")
@@ -231,7 +220,7 @@ def test_a_solution_unfolds_by_keyboard(browser, address, site):
     tab.close()
 
 
-@in_browser
+@needs_browser
 def test_dark_where_the_reader_wants_it(browser, address, site):
     for scheme, dark in (("light", False), ("dark", True)):
         tab = browser.new_page(color_scheme=scheme)
