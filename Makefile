@@ -12,7 +12,8 @@ setup: .venv/ready
 .venv/ready: settings.ini setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv torch
+# torch and torchvision in one command: taken from two places, the second fails to import beside the first
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv torch torchvision
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	@touch $@
 

@@ -1,4 +1,5 @@
 """Reads settings.ini, the one place that holds the version, the requirements and the extras."""
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -23,7 +24,11 @@ setup(
     include_package_data=True,
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={name.removesuffix("_requirements"): value.split() for name, value in settings.items() if name.endswith("_requirements")},
+    extras_require={
+        name.removesuffix("_requirements"): value.split()
+        for name, value in settings.items()
+        if name.endswith("_requirements")
+    },
     entry_points={"console_scripts": settings["console_scripts"].split("\n")},
     zip_safe=False,
 )

@@ -24,13 +24,26 @@ def front_end() -> Path:
     wanted = json.loads((DOCS / "package.json").read_text(encoding="utf-8"))["dependencies"]
     modules = FRONT_END / "node_modules"
     found = {name: modules / name / "package.json" for name in wanted}
-    if all(path.exists() and json.loads(path.read_text(encoding="utf-8"))["version"] == wanted[name] for name, path in found.items()):
+    if all(
+        path.exists() and json.loads(path.read_text(encoding="utf-8"))["version"] == wanted[name]
+        for name, path in found.items()
+    ):
         return modules
     if shutil.which("npm") is None:
-        sys.exit("The site needs npm, which comes with Node.js, for MathJax: install Node.js 18 or newer (Debian: apt-get install npm), then try again.")
+        sys.exit(
+            "The site needs npm, which comes with Node.js, for MathJax: install Node.js 18 or newer (Debian: apt-get install npm), then try again."
+        )
     FRONT_END.mkdir(parents=True, exist_ok=True)
     shutil.copy(DOCS / "package.json", FRONT_END)
-    command = ["npm", "install", "--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    command = [
+        "npm",
+        "install",
+        "--no-package-lock",
+        "--ignore-scripts",
+        "--no-audit",
+        "--no-fund",
+        "--loglevel=error",
+    ]
     if subprocess.run(command, cwd=FRONT_END).returncode:
         sys.exit("npm could not install what docs/package.json names: its message stands above.")
     return modules
@@ -39,9 +52,17 @@ def front_end() -> Path:
 def gather(source: Path) -> None:
     "Write the source of every page: what stands in docs/, the lessons, the reference, the results."
     source.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(DOCS, source, ignore=shutil.ignore_patterns("*.py", "play", "__pycache__", "README.md", "package.json", "node_modules"))
+    shutil.copytree(
+        DOCS,
+        source,
+        ignore=shutil.ignore_patterns(
+            "*.py", "play", "__pycache__", "README.md", "package.json", "node_modules"
+        ),
+    )
     for folder in ("images", "stored"):
-        shutil.copytree(ROOT / "nbs" / folder, source / "lessons" / folder, ignore=shutil.ignore_patterns("*.json"))
+        shutil.copytree(
+            ROOT / "nbs" / folder, source / "lessons" / folder, ignore=shutil.ignore_patterns("*.json")
+        )
     for lesson in lessons.lessons():
         (source / f"{lesson.page}.ipynb").write_text(json.dumps(lessons.page(lesson)), encoding="utf-8")
     (source / "api").mkdir()
@@ -76,7 +97,24 @@ def build(site: Path, work: Path, with_play: bool = True) -> None:
     shutil.rmtree(work, ignore_errors=True)
     gather(work / "source")
     pages = work / "pages"
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-j", "2", "-b", "html", "-c", DOCS, "-d", work / "doctrees", work / "source", pages]
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-j",
+        "2",
+        "-b",
+        "html",
+        "-c",
+        DOCS,
+        "-d",
+        work / "doctrees",
+        work / "source",
+        pages,
+    ]
     if subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode:
         sys.exit("The site was not built: see the warnings above.")
     mathjax(modules, pages)
@@ -89,8 +127,15 @@ def build(site: Path, work: Path, with_play: bool = True) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--site", type=Path, default=ROOT / "site", help="where the pages go (default: site)")
-    parser.add_argument("--work", type=Path, default=ROOT / "build/docs/work", help="for what is only needed on the way (default: build/docs/work)")
-    parser.add_argument("--no-play", action="store_true", help="leave the play page empty, which saves exporting the model")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=ROOT / "build/docs/work",
+        help="for what is only needed on the way (default: build/docs/work)",
+    )
+    parser.add_argument(
+        "--no-play", action="store_true", help="leave the play page empty, which saves exporting the model"
+    )
     arguments = parser.parse_args()
     build(arguments.site.resolve(), arguments.work.resolve(), not arguments.no_play)
     print(f"The site is in {arguments.site}: make docs-serve shows it.")

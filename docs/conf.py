@@ -20,7 +20,15 @@ settings.read(Path(__file__).parent.parent / "settings.ini")
 author, release = settings["DEFAULT"]["author"], settings["DEFAULT"]["version"]
 copyright = author
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "numpydoc", "sphinx_design", "sphinx_copybutton", "sphinx_togglebutton"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "numpydoc",
+    "sphinx_design",
+    "sphinx_copybutton",
+    "sphinx_togglebutton",
+]
 root_doc = "index"
 default_role = "code"
 nb_execution_mode = "off"
@@ -28,7 +36,9 @@ nb_ipywidgets_js = {}  # would be requested from elsewhere; a note stands in the
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 3
 mathjax_path = "mathjax/tex-chtml.js"
-mathjax3_config = {"options": {"enableMenu": False}}  # with its menu every formula would be a stop of the Tab key
+mathjax3_config = {
+    "options": {"enableMenu": False}
+}  # with its menu every formula would be a stop of the Tab key
 autodoc_typehints = "none"
 autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
@@ -58,9 +68,20 @@ html_theme_options = {
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
 
-REFERENCES = re.compile(rf"\((?P<equation>{NUMBER}\.\d+)\)|\blessons? (?P<lesson>{NUMBER})\b|(?P<paper>{PAPER})")
+REFERENCES = re.compile(
+    rf"\((?P<equation>{NUMBER}\.\d+)\)|\blessons? (?P<lesson>{NUMBER})\b|(?P<paper>{PAPER})"
+)
 BARE = re.compile(rf"(?P<equation>{NUMBER}\.\d+)")  # the table of symbols has numbers without brackets
-QUIET = (nodes.literal, nodes.literal_block, nodes.math, nodes.math_block, nodes.reference, nodes.title, nodes.raw, nodes.rubric)
+QUIET = (
+    nodes.literal,
+    nodes.literal_block,
+    nodes.math,
+    nodes.math_block,
+    nodes.reference,
+    nodes.title,
+    nodes.raw,
+    nodes.rubric,
+)
 
 
 def _quiet(node) -> bool:
@@ -96,7 +117,11 @@ def link_references(doctree, docname: str) -> None:
     for text in list(doctree.findall(nodes.Text)):
         if _quiet(text.parent):
             continue
-        bare = docname == "lessons/index" and isinstance(text.parent.parent, nodes.entry) and BARE.fullmatch(text.astext())
+        bare = (
+            docname == "lessons/index"
+            and isinstance(text.parent.parent, nodes.entry)
+            and BARE.fullmatch(text.astext())
+        )
         pieces, end = [], 0
         for match in [bare] if bare else REFERENCES.finditer(text.astext()):
             target = _target(match)
@@ -113,10 +138,18 @@ def number_papers(doctree, docname: str) -> None:
         if match := re.search(PAPER, entry.astext()):
             entry["ids"].append(f"arxiv-{match[0]}")
             address = f"https://arxiv.org/abs/{match[0]}"
-            entry[0] += [nodes.Text(" "), nodes.reference("arxiv.org", "arxiv.org", refuri=address, internal=False), nodes.Text(".")]
+            entry[0] += [
+                nodes.Text(" "),
+                nodes.reference("arxiv.org", "arxiv.org", refuri=address, internal=False),
+                nodes.Text("."),
+            ]
             if citing := papers()[match[0]]:
                 links = [_link(lesson.number or "index", docname, lesson.page, "") for lesson in citing]
-                entry[0] += [nodes.Text(" Cited in lessons "), *[node for link in links for node in (nodes.Text(", "), link)][1:], nodes.Text(".")]
+                entry[0] += [
+                    nodes.Text(" Cited in lessons "),
+                    *[node for link in links for node in (nodes.Text(", "), link)][1:],
+                    nodes.Text("."),
+                ]
 
 
 def link_names(doctree, docname: str) -> None:
@@ -132,7 +165,9 @@ def link_names(doctree, docname: str) -> None:
 
 def _link(text: str, docname: str, page: str, anchor: str):
     address = relative_uri(f"{docname}.html", f"{page}.html") if page != docname else ""
-    return nodes.reference(text, text, internal=True, refuri=f"{address}#{anchor}" if anchor else address, classes=["auto"])
+    return nodes.reference(
+        text, text, internal=True, refuri=f"{address}#{anchor}" if anchor else address, classes=["auto"]
+    )
 
 
 def connect(app, doctree, docname: str) -> None:

@@ -61,7 +61,11 @@ def lessons() -> tuple[Lesson, ...]:
         title = re.search(r"^# (.+)$", text, re.MULTILINE)[1]
         module = re.search(r"^#\|\s*default_exp\s+(\w+)", text, re.MULTILINE)
         exported = module and (ROOT / "cfvae" / f"{module[1]}.py").exists()
-        found.append(Lesson(path, number, f"{number} {title}" if number else "Start here", module[1] if exported else None))
+        found.append(
+            Lesson(
+                path, number, f"{number} {title}" if number else "Start here", module[1] if exported else None
+            )
+        )
     return tuple(found)
 
 
@@ -72,7 +76,9 @@ def equations() -> dict[str, tuple[str, str]]:
     for lesson in lessons():
         for cell in read(lesson.path)["cells"]:
             if cell["cell_type"] == "markdown":
-                for tex, number in re.findall(r"\$\$((?:(?!\$\$).)*?\\tag\{([^}]*)\}.*?)\$\$", cell["source"], re.DOTALL):
+                for tex, number in re.findall(
+                    r"\$\$((?:(?!\$\$).)*?\\tag\{([^}]*)\}.*?)\$\$", cell["source"], re.DOTALL
+                ):
                     found[number] = (lesson.page, tex.strip())
     return found
 
@@ -80,7 +86,12 @@ def equations() -> dict[str, tuple[str, str]]:
 @cache
 def papers() -> dict[str, list[Lesson]]:
     "The arXiv numbers of the bibliography, each with the lessons that cite it."
-    texts = {lesson: "\n".join(cell["source"] for cell in read(lesson.path)["cells"] if cell["cell_type"] == "markdown") for lesson in lessons()}
+    texts = {
+        lesson: "\n".join(
+            cell["source"] for cell in read(lesson.path)["cells"] if cell["cell_type"] == "markdown"
+        )
+        for lesson in lessons()
+    }
     numbers = re.findall(PAPER, (ROOT / "docs/bibliography.md").read_text(encoding="utf-8"))
     return {number: [lesson for lesson, text in texts.items() if number in text] for number in numbers}
 
@@ -98,8 +109,16 @@ def modules() -> dict[str, dict[str, ast.AST]]:
     for name in filter(None, (lesson.module for lesson in lessons())):
         defined = {}
         for node in module(name).body:
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-            names = [each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)] or [getattr(node, "name", "")]
+            targets = (
+                node.targets
+                if isinstance(node, ast.Assign)
+                else [node.target]
+                if isinstance(node, ast.AnnAssign)
+                else []
+            )
+            names = [
+                each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)
+            ] or [getattr(node, "name", "")]
             defined |= dict.fromkeys(names, node)
         found[name] = {each: defined[each] for each in ast.literal_eval(defined["__all__"].value)}
     return found
@@ -107,7 +126,11 @@ def modules() -> dict[str, dict[str, ast.AST]]:
 
 def methods(node: ast.AST) -> set[str]:
     "The names of the documented methods and properties, where it is a class."
-    return {each.name for each in getattr(node, "body", []) if isinstance(node, ast.ClassDef) and isinstance(each, ast.FunctionDef) and ast.get_docstring(each)}
+    return {
+        each.name
+        for each in getattr(node, "body", [])
+        if isinstance(node, ast.ClassDef) and isinstance(each, ast.FunctionDef) and ast.get_docstring(each)
+    }
 
 
 def find_name(text: str, home: str | None = None) -> tuple[str, str] | None:
@@ -121,11 +144,20 @@ def find_name(text: str, home: str | None = None) -> tuple[str, str] | None:
         if not parts:
             return f"api/{owners[0]}", f"module-cfvae.{owners[0]}"
     else:  # a bare name of a command is a word of the command line, not a function
-        owners = [module for module, names in modules().items() if module != "cli" and parts[:1] and parts[0] in names]
+        owners = [
+            module
+            for module, names in modules().items()
+            if module != "cli" and parts[:1] and parts[0] in names
+        ]
         owners = [home] if home in owners else owners
     if len(owners) != 1 or not parts or parts[0] not in modules()[owners[0]]:
         return None
-    if not qualified and not match[2] and len(parts) == 1 and parts[0] in ("shapes", "cifar10", "train", *modules().get("cli", ())):
+    if (
+        not qualified
+        and not match[2]
+        and len(parts) == 1
+        and parts[0] in ("shapes", "cifar10", "train", *modules().get("cli", ()))
+    ):
         return None  # presets, commands: words of the command line too
     shown = parts[:2] if len(parts) > 1 and parts[1] in methods(modules()[owners[0]][parts[0]]) else parts[:1]
     return f"api/{owners[0]}", ".".join(["cfvae", owners[0], *shown])
@@ -134,11 +166,34 @@ def find_name(text: str, home: str | None = None) -> tuple[str, str] | None:
 def page(lesson: Lesson) -> dict:
     "The notebook of a lesson as MyST-NB reads it: directives become tags, figures get their alt text, widgets a word on how to run them."
     notebook = read(lesson.path)
-    cells = [made for cell in notebook["cells"] for made in (_code(cell, lesson) if cell["cell_type"] == "code" else [cell])]
-    cells[0]["source"] = re.sub(r"\A# .+\n+((?:>.*\n?)*)", lambda match: f"# {lesson.title}\n\n{match[1]}\n{_about(lesson)}\n", cells[0]["source"])
-    if below := [other.path.stem for other in lessons() if other.companion and other.number[:2] == lesson.number and other is not lesson]:
-        cells.append({"cell_type": "markdown", "id": "companions", "metadata": {}, "source": "\n".join(["```{toctree}", ":hidden:", *below, "```"])})
-    return notebook | {"cells": cells, "metadata": notebook["metadata"] | {"language_info": {"name": "python", "pygments_lexer": "ipython3"}}}
+    cells = [
+        made
+        for cell in notebook["cells"]
+        for made in (_code(cell, lesson) if cell["cell_type"] == "code" else [cell])
+    ]
+    cells[0]["source"] = re.sub(
+        r"\A# .+\n+((?:>.*\n?)*)",
+        lambda match: f"# {lesson.title}\n\n{match[1]}\n{_about(lesson)}\n",
+        cells[0]["source"],
+    )
+    if below := [
+        other.path.stem
+        for other in lessons()
+        if other.companion and other.number[:2] == lesson.number and other is not lesson
+    ]:
+        cells.append(
+            {
+                "cell_type": "markdown",
+                "id": "companions",
+                "metadata": {},
+                "source": "\n".join(["```{toctree}", ":hidden:", *below, "```"]),
+            }
+        )
+    return notebook | {
+        "cells": cells,
+        "metadata": notebook["metadata"]
+        | {"language_info": {"name": "python", "pygments_lexer": "ipython3"}},
+    }
 
 
 def _code(cell: dict, lesson: Lesson) -> list[dict]:
@@ -148,12 +203,20 @@ def _code(cell: dict, lesson: Lesson) -> list[dict]:
     cell["source"] = re.sub(r"^#\|.*\n?", "", cell["source"], flags=re.MULTILINE).strip("\n")
     if not cell["source"]:
         return []
-    cell["metadata"]["tags"] = [*cell["metadata"].get("tags", []), *(TAGS[d] for d in directives if d in TAGS)]
+    cell["metadata"]["tags"] = [
+        *cell["metadata"].get("tags", []),
+        *(TAGS[d] for d in directives if d in TAGS),
+    ]
     for directive in directives:
         if match := re.fullmatch(r'fig-alt:\s*"(.*)"', directive):
             cell["metadata"]["mystnb"] = {"image": {"alt": match[1]}}
     outputs = [output for output in cell["outputs"] if WIDGET not in output.get("data", {})]
-    note = {"cell_type": "markdown", "id": f"{cell['id']}-run", "metadata": {}, "source": f"```{{div}} kernel-note\nThe sliders move in JupyterLab: `make lab`, then open `{lesson.path.name}`.\n```"}
+    note = {
+        "cell_type": "markdown",
+        "id": f"{cell['id']}-run",
+        "metadata": {},
+        "source": f"```{{div}} kernel-note\nThe sliders move in JupyterLab: `make lab`, then open `{lesson.path.name}`.\n```",
+    }
     return [cell | {"outputs": outputs}, *([note] if len(outputs) < len(cell["outputs"]) else [])]
 
 

@@ -16,20 +16,34 @@ from cfvae.onnx_export import export_onnx
 from cfvae.pipeline import LatentVAEPipeline
 
 SOURCES = Path(__file__).parent / "play"
-RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")  # the variant for the processor alone, which is much the smallest
+RUNTIME = (
+    "ort.wasm.bundle.min.mjs",
+    "ort-wasm-simd-threaded.wasm",
+)  # the variant for the processor alone, which is much the smallest
 
 
 def runtime(folder: Path) -> None:
     "Put the two files of onnxruntime-web that the page needs into a folder, in the version that package.json names."
-    ((name, version),) = json.loads((SOURCES / "package.json").read_text(encoding="utf-8"))["dependencies"].items()
-    check(shutil.which("npm") is not None, "the play page needs npm, which comes with Node.js: install Node.js 18 or newer (Debian: apt-get install npm)")
+    ((name, version),) = json.loads((SOURCES / "package.json").read_text(encoding="utf-8"))[
+        "dependencies"
+    ].items()
+    check(
+        shutil.which("npm") is not None,
+        "the play page needs npm, which comes with Node.js: install Node.js 18 or newer (Debian: apt-get install npm)",
+    )
     with tempfile.TemporaryDirectory() as work:
         command = ["npm", "pack", f"{name}@{version}", "--silent", "--prefer-offline"]
         done = subprocess.run(command, cwd=work, capture_output=True, text=True)
-        check(done.returncode == 0, f"npm could not fetch {name} {version}: {' '.join(done.stderr.split())[:300] or 'is there a network?'}")
+        check(
+            done.returncode == 0,
+            f"npm could not fetch {name} {version}: {' '.join(done.stderr.split())[:300] or 'is there a network?'}",
+        )
         with tarfile.open(next(Path(work).glob("*.tgz"))) as archive:
             for file in RUNTIME:
-                with archive.extractfile(f"package/dist/{file}") as source, (folder / file).open("wb") as target:
+                with (
+                    archive.extractfile(f"package/dist/{file}") as source,
+                    (folder / file).open("wb") as target,
+                ):
                     shutil.copyfileobj(source, target)
 
 

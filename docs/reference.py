@@ -21,11 +21,16 @@ def pages() -> dict[str, str]:
 
 
 def _index() -> str:
-    rows = "".join(f"   * - :doc:`cfvae.{lesson.module} <{lesson.module}>`\n     - {_escape(ast.get_docstring(module(lesson.module)))}\n     - :doc:`{lesson.title} </{lesson.page}>`\n"
-                   for lesson in lessons() if lesson.module)
-    return (f"{_title('Reference')}Every public name of the package, module by module, in the order in which the lessons build them. Each module imports only from those above it.\n\n"
-            f".. list-table::\n   :header-rows: 1\n   :widths: 22 48 30\n\n   * - module\n     - what it holds\n     - built in\n{rows}\n"
-            ".. toctree::\n   :hidden:\n\n" + "".join(f"   {name}\n" for name in modules()))
+    rows = "".join(
+        f"   * - :doc:`cfvae.{lesson.module} <{lesson.module}>`\n     - {_escape(ast.get_docstring(module(lesson.module)))}\n     - :doc:`{lesson.title} </{lesson.page}>`\n"
+        for lesson in lessons()
+        if lesson.module
+    )
+    return (
+        f"{_title('Reference')}Every public name of the package, module by module, in the order in which the lessons build them. Each module imports only from those above it.\n\n"
+        f".. list-table::\n   :header-rows: 1\n   :widths: 22 48 30\n\n   * - module\n     - what it holds\n     - built in\n{rows}\n"
+        ".. toctree::\n   :hidden:\n\n" + "".join(f"   {name}\n" for name in modules())
+    )
 
 
 def _page(lesson) -> str:
@@ -38,18 +43,39 @@ def _page(lesson) -> str:
             body += f".. autofunction:: {name}\n\n"
         else:
             body += _constant(name, node, lesson.module)
-    return (f"{_title(f'cfvae.{lesson.module}')}.. rst-class:: lead\n\n{_escape(ast.get_docstring(module(lesson.module)))}\n\nBuilt in lesson :doc:`{lesson.title} </{lesson.page}>`.\n\n"
-            f".. module:: cfvae.{lesson.module}\n\n{body}")
+    return (
+        f"{_title(f'cfvae.{lesson.module}')}.. rst-class:: lead\n\n{_escape(ast.get_docstring(module(lesson.module)))}\n\nBuilt in lesson :doc:`{lesson.title} </{lesson.page}>`.\n\n"
+        f".. module:: cfvae.{lesson.module}\n\n{body}"
+    )
 
 
 def _constant(name: str, node: ast.Assign | ast.AnnAssign, home: str) -> str:
     "A constant with its value, where that is short, and the comment beside it; a dict with its keys; an option of the commands with its help."
-    value = ast.unparse(node.value) if isinstance(node.value, ast.Constant | ast.Tuple) and not isinstance(getattr(node, "targets", [None])[0], ast.Tuple) else ""
-    helps = [each.value.value for each in ast.walk(node.value) if isinstance(each, ast.keyword) and each.arg == "help"]
+    value = (
+        ast.unparse(node.value)
+        if isinstance(node.value, ast.Constant | ast.Tuple)
+        and not isinstance(getattr(node, "targets", [None])[0], ast.Tuple)
+        else ""
+    )
+    helps = [
+        each.value.value
+        for each in ast.walk(node.value)
+        if isinstance(each, ast.keyword) and each.arg == "help"
+    ]
     keys = [each.value for each in getattr(node.value, "keys", ()) if isinstance(each, ast.Constant)]
-    line = re.search(rf"^{name}\b[^\n]*?  # (.+)$", (ROOT / "cfvae" / f"{home}.py").read_text(encoding="utf-8"), re.MULTILINE)
-    about = [*helps, *([line[1][0].upper() + line[1][1:] + "."] if line else []), *([f"Keys: {', '.join(f'`{key}`' for key in keys)}."] if keys else [])]
-    return f".. py:data:: {name}\n{f'   :value: {value}' if 0 < len(value) < 90 else ''}\n\n" + "".join(f"   {_escape(text)}\n\n" for text in about)
+    line = re.search(
+        rf"^{name}\b[^\n]*?  # (.+)$",
+        (ROOT / "cfvae" / f"{home}.py").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    about = [
+        *helps,
+        *([line[1][0].upper() + line[1][1:] + "."] if line else []),
+        *([f"Keys: {', '.join(f'`{key}`' for key in keys)}."] if keys else []),
+    ]
+    return f".. py:data:: {name}\n{f'   :value: {value}' if 0 < len(value) < 90 else ''}\n\n" + "".join(
+        f"   {_escape(text)}\n\n" for text in about
+    )
 
 
 def _title(text: str) -> str:
@@ -59,12 +85,21 @@ def _title(text: str) -> str:
 def _escape(text: str) -> str:
     "Plain text as reStructuredText; what stands between backticks is code."
     pieces = re.split(r"`([^`]+)`", text)
-    return "".join(f"``{piece}``" if index % 2 else re.sub(r"([\\*|_<>])", r"\\\1", piece) for index, piece in enumerate(pieces))
+    return "".join(
+        f"``{piece}``" if index % 2 else re.sub(r"([\\*|_<>])", r"\\\1", piece)
+        for index, piece in enumerate(pieces)
+    )
 
 
 def _type(annotation: object) -> str:
     "A type as one writes it, without the modules it comes from."
-    text = annotation if isinstance(annotation, str) else inspect.formatannotation(typing.get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation)
+    text = (
+        annotation
+        if isinstance(annotation, str)
+        else inspect.formatannotation(
+            typing.get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
+        )
+    )
     return re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Za-z])", "", text)
 
 
@@ -98,7 +133,10 @@ def signature(app, what, name, obj, options, text, returns):
     "Names and defaults: the types stand in the table below."
     if what not in ("class", "function", "method") or _inherits_constructor(obj):
         return None
-    shown = [p.replace(annotation=p.empty, default=p.default if p.default is p.empty else _Default(p.default)) for p in _parameters(obj)]
+    shown = [
+        p.replace(annotation=p.empty, default=p.default if p.default is p.empty else _Default(p.default))
+        for p in _parameters(obj)
+    ]
     return str(inspect.Signature(shown, __validate_parameters__=False)), None
 
 
@@ -114,7 +152,13 @@ def docstring(app, what, name, obj, options, lines):
     numbers = [number for number in dict.fromkeys(EQUATION.findall(text)) if number in equations()]
     lines[:] = [*_escape(text).splitlines(), ""]
     for number in numbers:
-        lines += [".. math::", "   :no-wrap:", "", *(f"   {line}" for line in equations()[number][1].splitlines()), ""]
+        lines += [
+            ".. math::",
+            "   :no-wrap:",
+            "",
+            *(f"   {line}" for line in equations()[number][1].splitlines()),
+            "",
+        ]
     if what in ("class", "function", "method") and not _inherits_constructor(obj):
         lines += _sections(obj, what)
 
@@ -130,19 +174,40 @@ def _sections(obj: object, what: str) -> list[str]:
         lines += ["Parameters", "----------"]
         for p in parameters:
             default = "" if p.default is p.empty else f", default ``{_Default(p.default)}``"
-            lines += [f"{p.name} : ``{_type(p.annotation)}``{default}" if p.annotation is not p.empty else p.name]
+            lines += [
+                f"{p.name} : ``{_type(p.annotation)}``{default}" if p.annotation is not p.empty else p.name
+            ]
             lines += [f"    {_escape(_help(p) or (comments.get(p.name) or {}).get('docment') or '')}"]
     returned = inspect.signature(obj).return_annotation if what != "class" else None
     if returned not in (None, inspect.Signature.empty, "None"):
-        lines += ["", "Returns", "-------", f"``{_type(returned)}``", f"    {_escape((comments.get('return') or {}).get('docment') or '')}"]
+        lines += [
+            "",
+            "Returns",
+            "-------",
+            f"``{_type(returned)}``",
+            f"    {_escape((comments.get('return') or {}).get('docment') or '')}",
+        ]
     if messages := _messages(obj):
-        lines += ["", "Raises", "------", "CfvaeError", *(f"    - {_escape(message)}" for message in messages)]
+        lines += [
+            "",
+            "Raises",
+            "------",
+            "CfvaeError",
+            *(f"    - {_escape(message)}" for message in messages),
+        ]
     return ["", *lines, ""]
 
 
 def _help(parameter: inspect.Parameter) -> str:
     "The help text of a command's option."
-    return next((meta.help for meta in getattr(parameter.annotation, "__metadata__", ()) if getattr(meta, "help", None)), "")
+    return next(
+        (
+            meta.help
+            for meta in getattr(parameter.annotation, "__metadata__", ())
+            if getattr(meta, "help", None)
+        ),
+        "",
+    )
 
 
 @functools.cache
@@ -152,9 +217,26 @@ def _messages(obj: object) -> list[str]:
         tree = ast.parse(textwrap.dedent(inspect.getsource(obj))).body[0]
     except (OSError, TypeError, SyntaxError):
         return []
-    parts = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in ("__init__", "__post_init__")] if inspect.isclass(obj) else [tree]
-    calls = [node for part in parts for node in ast.walk(part) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
-    found = [call.args[{"check": 1, "CfvaeError": 0}[call.func.id]] for call in calls if call.func.id in ("check", "CfvaeError") and len(call.args) > (call.func.id == "check")]
+    parts = (
+        [
+            node
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef) and node.name in ("__init__", "__post_init__")
+        ]
+        if inspect.isclass(obj)
+        else [tree]
+    )
+    calls = [
+        node
+        for part in parts
+        for node in ast.walk(part)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
+    found = [
+        call.args[{"check": 1, "CfvaeError": 0}[call.func.id]]
+        for call in calls
+        if call.func.id in ("check", "CfvaeError") and len(call.args) > (call.func.id == "check")
+    ]
     return [text for text in map(_message, found) if text]
 
 
@@ -164,10 +246,14 @@ def _message(node: ast.expr) -> str:
         return node.value
     if not isinstance(node, ast.JoinedStr):
         return ""
-    return " ".join("".join(part.value if isinstance(part, ast.Constant) else f"`{_short(part.value)}`" for part in node.values).split())
+    return " ".join(
+        "".join(
+            part.value if isinstance(part, ast.Constant) else f"`{_short(part.value)}`"
+            for part in node.values
+        ).split()
+    )
 
 
 def _short(node: ast.expr) -> str:
     text = ast.unparse(node)
     return text if len(text) < 40 and "`" not in text else "..."
-

@@ -9,19 +9,43 @@ from lessons import ROOT, lessons, read
 
 def page() -> str:
     "The page's source."
-    parts = ["# Results", "Everything here was measured by this project; the text beside a figure says on what. Nothing is typed in by hand on this page: "
-             "it is gathered from the README, from the description of the shipped weights and from the stored runs of the lessons."]
+    parts = [
+        "# Results",
+        "Everything here was measured by this project; the text beside a figure says on what. Nothing is typed in by hand on this page: "
+        "it is gathered from the README, from the description of the shipped weights and from the stored runs of the lessons.",
+    ]
     parts += ["## What it takes", _section(ROOT / "README.md", "What it takes")]
-    parts += ["## The shipped weights", _local(re.sub(r"^#", "##", re.sub(r"\A# .*\n", "", (ROOT / "cfvae/weights/README.md").read_text(encoding="utf-8")), flags=re.MULTILINE))]
+    parts += [
+        "## The shipped weights",
+        _local(
+            re.sub(
+                r"^#",
+                "##",
+                re.sub(r"\A# .*\n", "", (ROOT / "cfvae/weights/README.md").read_text(encoding="utf-8")),
+                flags=re.MULTILINE,
+            )
+        ),
+    ]
     stored = sorted((ROOT / "nbs/stored").glob("*.json"))
-    parts += ["## Stored runs", "Runs that take longer than a lesson may. The lesson reads these numbers, and holds the code that made them."] if stored else []
+    parts += (
+        [
+            "## Stored runs",
+            "Runs that take longer than a lesson may. The lesson reads these numbers, and holds the code that made them.",
+        ]
+        if stored
+        else []
+    )
     for path in stored:
         parts += _stored(path)
     return "\n\n".join(parts) + "\n"
 
 
 def _section(path: Path, title: str) -> str:
-    return _local(re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[1].strip())
+    return _local(
+        re.search(
+            rf"^## {title}\n(.*?)(?=^## |\Z)", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        )[1].strip()
+    )
 
 
 def _local(text: str) -> str:
@@ -31,7 +55,9 @@ def _local(text: str) -> str:
 
 def _stored(path: Path) -> list[str]:
     "Heading, picture and tables of one stored file."
-    lesson = next((each for each in lessons() if path.stem.startswith(f"{each.number}_") and each.number), None)
+    lesson = next(
+        (each for each in lessons() if path.stem.startswith(f"{each.number}_") and each.number), None
+    )
     parts = [f"### {path.stem.split('_', 1)[-1].replace('_', ' ').capitalize()}"]
     parts += [f"Lesson [{lesson.title}]({lesson.page}.ipynb) says what the columns mean."] if lesson else []
     picture = path.with_suffix(".png")
@@ -56,11 +82,19 @@ def _tables(value: object, name: str = "") -> list[str]:
     if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
         columns = list(dict.fromkeys(key for each in value for key, cell in each.items() if _plain(cell)))
         heading = [f"**{name}**"] if name else []
-        return [*heading, _table(columns, [[each.get(column, "") for column in columns] for each in value])] if columns else []
+        return (
+            [*heading, _table(columns, [[each.get(column, "") for column in columns] for each in value])]
+            if columns
+            else []
+        )
     if not isinstance(value, dict):
         return []
     plain = {key: each for key, each in value.items() if _plain(each)}
-    made = [_table(["", "value"], [(key.replace("_", " "), each) for key, each in plain.items()])] if plain else []
+    made = (
+        [_table(["", "value"], [(key.replace("_", " "), each) for key, each in plain.items()])]
+        if plain
+        else []
+    )
     return made + [part for key, each in value.items() if not _plain(each) for part in _tables(each, key)]
 
 
@@ -72,7 +106,9 @@ def _table(columns: list[str], rows: list[list]) -> str:
     def line(cells):
         return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
 
-    return "\n".join([line(column.replace("_", " ") for column in columns), "|" + "---|" * len(columns), *map(line, rows)])
+    return "\n".join(
+        [line(column.replace("_", " ") for column in columns), "|" + "---|" * len(columns), *map(line, rows)]
+    )
 
 
 def _cell(value: object) -> str:
@@ -80,4 +116,6 @@ def _cell(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return (f"{value:.4g}" if isinstance(value, float) else str("" if value is None else value)).replace("|", "\\|")
+    return (f"{value:.4g}" if isinstance(value, float) else str("" if value is None else value)).replace(
+        "|", "\\|"
+    )

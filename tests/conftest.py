@@ -4,7 +4,9 @@ import pytest
 from browser import CHROMIUM, FLAGS
 from hypothesis import settings
 
-settings.register_profile("without-a-clock", deadline=None)  # how long an example takes says more about the machine than about the code
+settings.register_profile(
+    "without-a-clock", deadline=None
+)  # how long an example takes says more about the machine than about the code
 settings.load_profile("without-a-clock")
 
 

@@ -41,7 +41,13 @@ def execute(
     seconds: int = 600,  # for one cell
 ) -> None:
     "Run every cell. Raises nbclient's `CellExecutionError`, with the cell and its trace, or `CellTimeoutError`."
-    Client(notebook, timeout=seconds, coalesce_streams=True, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    Client(
+        notebook,
+        timeout=seconds,
+        coalesce_streams=True,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+    ).execute()
     notebook.metadata.pop("widgets", None)  # the widgets' state, much larger than the picture beside them
 
 

@@ -18,8 +18,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cfvae import adversarial
-from cfvae.adversarial import (FirstStageLossConfig, PatchDiscriminator, TwoPlayers, adaptive_weight, first_stage, first_stage_loss, hinge_loss,
-                               sharpness, the_autoencoder)
+from cfvae.adversarial import (
+    FirstStageLossConfig,
+    PatchDiscriminator,
+    TwoPlayers,
+    adaptive_weight,
+    first_stage,
+    first_stage_loss,
+    hinge_loss,
+    sharpness,
+    the_autoencoder,
+)
 from cfvae.autoencoder import Autoencoder, AutoencoderConfig, psnr, reconstruction_loss
 from cfvae.checkpoints import Checkpointer, list_checkpoints
 from cfvae.core import CfvaeError, config_from_dict, config_to_dict, make_generator, seed_everything
@@ -31,8 +40,12 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["cfvae.adversarial", "cfvae.checkpoints", "torch._dynamo"])
 
 SIZES = AutoencoderConfig(size=16, widths=(8,), patch=4, latent_channels=2, groups=4)
-GAME = FirstStageLossConfig(adversarial=0.5, adversarial_from=5, discriminator_width=4, discriminator_layers=1)
-TRAINING = TrainingConfig(steps=10, batch_size=8, learning_rate=1e-2, warmup=2, device="cpu", precision="fp32")
+GAME = FirstStageLossConfig(
+    adversarial=0.5, adversarial_from=5, discriminator_width=4, discriminator_layers=1
+)
+TRAINING = TrainingConfig(
+    steps=10, batch_size=8, learning_rate=1e-2, warmup=2, device="cpu", precision="fp32"
+)
 
 
 class Features(nn.Module):
@@ -60,7 +73,13 @@ def build(loss=GAME, seed=0):
 
 
 def train(loss=GAME, callbacks=(), net=None, **changes):
-    return fit(build(loss), Shapes(64, size=16), first_stage_loss(loss, flip=True, perceptual_net=net), dataclasses.replace(TRAINING, **changes), callbacks)
+    return fit(
+        build(loss),
+        Shapes(64, size=16),
+        first_stage_loss(loss, flip=True, perceptual_net=net),
+        dataclasses.replace(TRAINING, **changes),
+        callbacks,
+    )
 
 
 def flatten(value, name="state") -> dict:
@@ -81,11 +100,20 @@ def assert_same(a, b):
 # The loss and its parts
 
 
-@pytest.mark.parametrize(("fields", "message"), [
-    ({"squared": -1.0}, "squared is -1.0"), ({"perceptual": float("nan")}, "perceptual is nan"), ({"adversarial": float("inf")}, "adversarial is inf"),
-    ({"adversarial": "0.5"}, "adversarial is 0.5"), ({"adversarial_from": 0}, "adversarial_from is 0"), ({"adversarial_from": 1.5}, "adversarial_from is 1.5"),
-    ({"discriminator_layers": 0}, "discriminator_layers is 0"), ({"discriminator_width": 6}, "discriminator_width is 6"), ({"discriminator_width": 0}, "multiple of 4"),
-])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"squared": -1.0}, "squared is -1.0"),
+        ({"perceptual": float("nan")}, "perceptual is nan"),
+        ({"adversarial": float("inf")}, "adversarial is inf"),
+        ({"adversarial": "0.5"}, "adversarial is 0.5"),
+        ({"adversarial_from": 0}, "adversarial_from is 0"),
+        ({"adversarial_from": 1.5}, "adversarial_from is 1.5"),
+        ({"discriminator_layers": 0}, "discriminator_layers is 0"),
+        ({"discriminator_width": 6}, "discriminator_width is 6"),
+        ({"discriminator_width": 0}, "multiple of 4"),
+    ],
+)
 def test_bad_configs_name_the_field(fields, message):
     with pytest.raises(CfvaeError, match=message):
         FirstStageLossConfig(**fields)
@@ -102,20 +130,34 @@ def test_sharpness_counts_the_energy_of_detail(x):
     assert sharpness(x + slope + 2 * slope.T, x).item() == pytest.approx(1, abs=1e-4)
     dot = torch.zeros(1, 1, 5, 5)
     dot[..., 2, 2] = 1
-    assert sharpness(dot, torch.full_like(dot, 0.0).index_fill(-1, torch.tensor([2]), 1.0)).item() == pytest.approx((16 + 4) / (3 * 4 + 6 * 1))
+    assert sharpness(
+        dot, torch.full_like(dot, 0.0).index_fill(-1, torch.tensor([2]), 1.0)
+    ).item() == pytest.approx((16 + 4) / (3 * 4 + 6 * 1))
 
 
 @settings(deadline=None, max_examples=20)
-@given(layers=st.integers(1, 3), cells=st.integers(3, 5), width=st.sampled_from([4, 8, 12]), batch=st.integers(1, 3))
+@given(
+    layers=st.integers(1, 3),
+    cells=st.integers(3, 5),
+    width=st.sampled_from([4, 8, 12]),
+    batch=st.integers(1, 3),
+)
 def test_discriminator_gives_one_logit_per_patch(layers, cells, width, batch):
     size = cells * 2**layers
-    assert PatchDiscriminator(width, layers)(torch.zeros(batch, 3, size, size)).shape == (batch, 1, cells - 2, cells - 2)
+    assert PatchDiscriminator(width, layers)(torch.zeros(batch, 3, size, size)).shape == (
+        batch,
+        1,
+        cells - 2,
+        cells - 2,
+    )
 
 
 @pytest.mark.parametrize(("layers", "patch"), [(1, 16), (2, 34), (3, 70)])
 def test_patches_have_the_published_sizes(layers, patch):
     seed_everything(0)
-    model = nn.Sequential(*(layer for layer in PatchDiscriminator(4, layers) if not isinstance(layer, nn.GroupNorm)))  # which lets a little of the rest in
+    model = nn.Sequential(
+        *(layer for layer in PatchDiscriminator(4, layers) if not isinstance(layer, nn.GroupNorm))
+    )  # which lets a little of the rest in
     x = torch.rand(1, 3, 160, 160, requires_grad=True)
     logits = model(x)
     logits[0, 0, logits.shape[2] // 2, logits.shape[3] // 2].backward()
@@ -130,9 +172,14 @@ def test_a_verdict_does_not_depend_on_the_rest_of_the_batch(x):
 
 
 @settings(deadline=None, max_examples=30)
-@given(real=st.lists(st.floats(-3, 3), min_size=1, max_size=5), fake=st.lists(st.floats(-3, 3), min_size=1, max_size=5))
+@given(
+    real=st.lists(st.floats(-3, 3), min_size=1, max_size=5),
+    fake=st.lists(st.floats(-3, 3), min_size=1, max_size=5),
+)
 def test_hinge_against_a_scalar_reference(real, fake):
-    expected = sum(max(0, 1 - v) for v in real) / len(real) / 2 + sum(max(0, 1 + v) for v in fake) / len(fake) / 2
+    expected = (
+        sum(max(0, 1 - v) for v in real) / len(real) / 2 + sum(max(0, 1 + v) for v in fake) / len(fake) / 2
+    )
     assert hinge_loss(torch.tensor(real), torch.tensor(fake)).item() == pytest.approx(expected, abs=1e-5)
 
 
@@ -151,11 +198,16 @@ def test_with_everything_off_it_is_the_plain_loss_bit_for_bit(x):
     model = build(FirstStageLossConfig())
     assert type(model) is Autoencoder
     results = []
-    for loss_fn in (first_stage_loss(FirstStageLossConfig(squared=0.7), flip=True), reconstruction_loss(True, 0.7)):
+    for loss_fn in (
+        first_stage_loss(FirstStageLossConfig(squared=0.7), flip=True),
+        reconstruction_loss(True, 0.7),
+    ):
         model.zero_grad()
         loss, metrics = loss_fn(model, (x, None), make_generator(3))
         loss.backward()
-        results.append({"loss": loss, "metrics": metrics, "gradients": [p.grad.clone() for p in model.parameters()]})
+        results.append(
+            {"loss": loss, "metrics": metrics, "gradients": [p.grad.clone() for p in model.parameters()]}
+        )
     assert_same(*results)
 
 
@@ -174,7 +226,10 @@ def test_the_discriminator_does_not_change_the_initial_weights():
 
 def test_called_like_the_autoencoder(x):
     model = build()
-    assert torch.equal(model(x), the_autoencoder(model)(x)) and the_autoencoder(the_autoencoder(model)) is model.autoencoder
+    assert (
+        torch.equal(model(x), the_autoencoder(model)(x))
+        and the_autoencoder(the_autoencoder(model)) is model.autoencoder
+    )
 
 
 @pytest.mark.parametrize("perceptual", [0.0, 0.3])
@@ -189,16 +244,25 @@ def test_each_player_gets_the_gradient_of_its_own_loss(x, perceptual):
     adversarial = -model.discriminator(decoded).mean()
     judging = hinge_loss(model.discriminator(x), model.discriminator(decoded.detach()))
     last = model.autoencoder.decoder[-2].weight
-    pulls = [torch.autograd.grad(part, last, retain_graph=True)[0].norm() for part in (reconstruction, adversarial)]
+    pulls = [
+        torch.autograd.grad(part, last, retain_graph=True)[0].norm() for part in (reconstruction, adversarial)
+    ]
     weight = (pulls[0] / (pulls[1] + 1e-4)).clamp(0, 1e4).detach()
-    own = torch.autograd.grad(reconstruction + 0.5 * weight * adversarial, list(model.autoencoder.parameters()), retain_graph=True)
+    own = torch.autograd.grad(
+        reconstruction + 0.5 * weight * adversarial, list(model.autoencoder.parameters()), retain_graph=True
+    )
     own += torch.autograd.grad(judging, list(model.discriminator.parameters()))
     assert len(found) == len(own)
     for a, b in zip(found, own, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(total, reconstruction + 0.5 * weight * adversarial + judging)
-    for name, value in {"adversarial": adversarial, "adaptive_weight": weight, "discriminator": judging, "logits_real": model.discriminator(x).mean(),
-                        "logits_fake": model.discriminator(decoded).mean()}.items():
+    for name, value in {
+        "adversarial": adversarial,
+        "adaptive_weight": weight,
+        "discriminator": judging,
+        "logits_real": model.discriminator(x).mean(),
+        "logits_fake": model.discriminator(decoded).mean(),
+    }.items():
         torch.testing.assert_close(metrics[name], value.detach())
         assert not metrics[name].requires_grad
 
@@ -206,11 +270,18 @@ def test_each_player_gets_the_gradient_of_its_own_loss(x, perceptual):
 def test_until_the_start_the_discriminator_rests_and_the_autoencoder_trains_as_if_alone():
     before, first = train(steps=4), train(steps=5)
     assert_same(before.model.discriminator.state_dict(), build().discriminator.state_dict())
-    assert_same(the_autoencoder(before.model).state_dict(), train(FirstStageLossConfig(), steps=4).model.state_dict())
+    assert_same(
+        the_autoencoder(before.model).state_dict(), train(FirstStageLossConfig(), steps=4).model.state_dict()
+    )
     assert not torch.equal(first.model.discriminator[0].weight, before.model.discriminator[0].weight)
-    assert not torch.equal(the_autoencoder(first.model).decoder[0].weight, train(FirstStageLossConfig(), steps=5).model.decoder[0].weight)
+    assert not torch.equal(
+        the_autoencoder(first.model).decoder[0].weight,
+        train(FirstStageLossConfig(), steps=5).model.decoder[0].weight,
+    )
     discriminator = {id(p) for p in before.model.discriminator.parameters()}
-    assert not discriminator & {id(p) for p in before.optimizer.state}  # its averages start with the game, not with zeros before it
+    assert not discriminator & {
+        id(p) for p in before.optimizer.state
+    }  # its averages start with the game, not with zeros before it
 
 
 class Names(Callback):
@@ -243,7 +314,12 @@ def test_a_step_that_is_not_finite_moves_neither_player():
     model, data = build(dataclasses.replace(GAME, adversarial_from=1)), Shapes(64, size=16)
     before = {name: p.clone() for name, p in model.named_parameters()}
     broken = first_stage_loss(dataclasses.replace(GAME, adversarial_from=1))
-    state = fit(model, data, lambda m, b, g: broken(m, (b[0] * float("nan"), b[1]), g), dataclasses.replace(TRAINING, steps=2))
+    state = fit(
+        model,
+        data,
+        lambda m, b, g: broken(m, (b[0] * float("nan"), b[1]), g),
+        dataclasses.replace(TRAINING, steps=2),
+    )
     assert state.skipped == 2
     assert_same(before, dict(model.named_parameters()))
 
@@ -251,7 +327,9 @@ def test_a_step_that_is_not_finite_moves_neither_player():
 def test_looking_without_gradients_does_not_count(x):
     model = build(dataclasses.replace(GAME, adversarial_from=1))
     with torch.no_grad():
-        loss, metrics = first_stage_loss(dataclasses.replace(GAME, adversarial_from=1))(model, (x, None), None)
+        loss, metrics = first_stage_loss(dataclasses.replace(GAME, adversarial_from=1))(
+            model, (x, None), None
+        )
     assert int(model.step) == 0 and set(metrics) == {"l1", "psnr"} and torch.isfinite(loss)
 
 
@@ -260,8 +338,12 @@ def test_mixed_precision_trains_both():
     assert state.skipped == 0 and all(p.isfinite().all() for p in state.model.parameters())
     assert not torch.equal(state.model.discriminator[-1].weight, build().discriminator[-1].weight)
     with torch.autocast("cpu", torch.bfloat16):
-        weight = first_stage_loss(dataclasses.replace(GAME, adversarial_from=1))(build(), (Shapes(8, size=16).batch(range(8))[0], None), None)[1]["adaptive_weight"]
-    exact = first_stage_loss(dataclasses.replace(GAME, adversarial_from=1))(build(), (Shapes(8, size=16).batch(range(8))[0], None), None)[1]["adaptive_weight"]
+        weight = first_stage_loss(dataclasses.replace(GAME, adversarial_from=1))(
+            build(), (Shapes(8, size=16).batch(range(8))[0], None), None
+        )[1]["adaptive_weight"]
+    exact = first_stage_loss(dataclasses.replace(GAME, adversarial_from=1))(
+        build(), (Shapes(8, size=16).batch(range(8))[0], None), None
+    )[1]["adaptive_weight"]
     assert weight.dtype == torch.float32 and weight.item() == pytest.approx(exact.item(), rel=0.1)
 
 
@@ -296,7 +378,10 @@ class Stop(Callback):
 @pytest.mark.parametrize("at", [2, 4, 5, 7])  # the game starts with step 5
 def test_stopped_and_resumed_is_equal_to_the_last_bit(tmp_path, undisturbed, at):
     train(callbacks=[Checkpointer(tmp_path, every=100), Stop(at)], accumulate=2)
-    assert_same(train(callbacks=[Checkpointer(tmp_path, every=100, resume=True)], accumulate=2).state_dict(), undisturbed)
+    assert_same(
+        train(callbacks=[Checkpointer(tmp_path, every=100, resume=True)], accumulate=2).state_dict(),
+        undisturbed,
+    )
 
 
 class KillSelf(Callback):
@@ -313,12 +398,21 @@ def test_killed_and_resumed_is_equal_to_the_last_bit(tmp_path, undisturbed):
     process = context.Process(target=doomed, args=(tmp_path,))
     process.start()
     process.join(120)
-    assert process.exitcode == -signal.SIGKILL and [path.name.split("-")[1] for path in list_checkpoints(tmp_path)] == ["3", "6"]
-    assert_same(train(callbacks=[Checkpointer(tmp_path, every=3, resume=True)], accumulate=2).state_dict(), undisturbed)
+    assert process.exitcode == -signal.SIGKILL and [
+        path.name.split("-")[1] for path in list_checkpoints(tmp_path)
+    ] == ["3", "6"]
+    assert_same(
+        train(callbacks=[Checkpointer(tmp_path, every=3, resume=True)], accumulate=2).state_dict(),
+        undisturbed,
+    )
 
 
 def test_an_error_within_a_step_does_not_cost_a_count(tmp_path, undisturbed):
-    loss_fn, data, config = first_stage_loss(GAME, flip=True), Shapes(64, size=16), dataclasses.replace(TRAINING, accumulate=2)
+    loss_fn, data, config = (
+        first_stage_loss(GAME, flip=True),
+        Shapes(64, size=16),
+        dataclasses.replace(TRAINING, accumulate=2),
+    )
 
     def breaks(model, batch, generator):
         result = loss_fn(model, batch, generator)
@@ -329,7 +423,10 @@ def test_an_error_within_a_step_does_not_cost_a_count(tmp_path, undisturbed):
     model = build()
     with pytest.raises(RuntimeError):
         fit(model, data, breaks, config, [Checkpointer(tmp_path, every=3)])
-    assert_same(fit(model, data, loss_fn, config, [Checkpointer(tmp_path, every=3, resume=True)]).state_dict(), undisturbed)
+    assert_same(
+        fit(model, data, loss_fn, config, [Checkpointer(tmp_path, every=3, resume=True)]).state_dict(),
+        undisturbed,
+    )
 
 
 # The perceptual distance
@@ -358,7 +455,9 @@ def test_the_perceptual_network_is_not_trained_and_not_saved():
 def test_a_weight_of_zero_neither_loads_nor_calls_it(x, monkeypatch):
     monkeypatch.setattr("cfvae.adversarial.load_lpips", lambda: pytest.fail("loaded"))
     net = Features()
-    first_stage_loss(FirstStageLossConfig(), perceptual_net=net)(build(FirstStageLossConfig()), (x, None), None)
+    first_stage_loss(FirstStageLossConfig(), perceptual_net=net)(
+        build(FirstStageLossConfig()), (x, None), None
+    )
     assert net.calls == 0
 
 
@@ -390,15 +489,29 @@ with torch.device("meta"):  # VGG-16 without its half a gigabyte
 
 @pytest.mark.skipif(importlib.util.find_spec("lpips") is None, reason="lpips is an optional extra")
 def test_without_the_weights_the_error_names_file_and_folder(tmp_path):
-    done = subprocess.run([sys.executable, "-c", WITHOUT_WEIGHTS], capture_output=True, text=True, env={**os.environ, "TORCH_HOME": str(tmp_path)})
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_WEIGHTS],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TORCH_HOME": str(tmp_path)},
+    )
     last = done.stderr[done.stderr.rindex("CfvaeError") :]
-    assert "vgg16-397923af.pth" in done.stdout  # torchvision's name for the file is still the one in the message
-    assert "(URLError)" in last and str(tmp_path / "hub" / "checkpoints") in last and "vgg16-397923af.pth" in last and "perceptual=0" in last
+    assert (
+        "vgg16-397923af.pth" in done.stdout
+    )  # torchvision's name for the file is still the one in the message
+    assert (
+        "(URLError)" in last
+        and str(tmp_path / "hub" / "checkpoints") in last
+        and "vgg16-397923af.pth" in last
+        and "perceptual=0" in last
+    )
 
 
 def test_the_module_itself_imports_neither():
     tree = ast.parse(Path(adversarial.__file__).read_text(encoding="utf-8"))
-    top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names} | {n.module for n in tree.body if isinstance(n, ast.ImportFrom)}
+    top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names} | {
+        n.module for n in tree.body if isinstance(n, ast.ImportFrom)
+    }
     assert "torch" in top and not {name.split(".")[0] for name in top} & {"lpips", "torchvision"}
 
 

@@ -1,4 +1,5 @@
 "The deterministic autoencoder: shapes, errors, loss, saving."
+
 import math
 
 import pytest
@@ -7,8 +8,24 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cfvae.autoencoder import Autoencoder, AutoencoderConfig, Decoder, Encoder, NormalisedBlock, psnr, reconstruction_loss
-from cfvae.core import CfvaeError, config_from_dict, config_to_dict, count_parameters, make_generator, randn, seed_everything
+from cfvae.autoencoder import (
+    Autoencoder,
+    AutoencoderConfig,
+    Decoder,
+    Encoder,
+    NormalisedBlock,
+    psnr,
+    reconstruction_loss,
+)
+from cfvae.core import (
+    CfvaeError,
+    config_from_dict,
+    config_to_dict,
+    count_parameters,
+    make_generator,
+    randn,
+    seed_everything,
+)
 from cfvae.data import Shapes, horizontal_flip
 
 SMALL = AutoencoderConfig(size=16, widths=(8, 8), patch=2, latent_channels=3, groups=4)
@@ -26,11 +43,24 @@ def x():
 
 
 @settings(deadline=None, max_examples=25)
-@given(levels=st.lists(st.sampled_from([4, 8]), min_size=1, max_size=3), patch=st.integers(1, 3), cells=st.integers(1, 3),
-       latent_channels=st.integers(1, 5), blocks=st.integers(1, 2), batch=st.integers(1, 3))
+@given(
+    levels=st.lists(st.sampled_from([4, 8]), min_size=1, max_size=3),
+    patch=st.integers(1, 3),
+    cells=st.integers(1, 3),
+    latent_channels=st.integers(1, 5),
+    blocks=st.integers(1, 2),
+    batch=st.integers(1, 3),
+)
 def test_shapes_for_any_config(levels, patch, cells, latent_channels, blocks, batch):
     factor = patch * 2 ** (len(levels) - 1)
-    config = AutoencoderConfig(size=factor * cells, widths=tuple(levels), patch=patch, blocks=blocks, latent_channels=latent_channels, groups=2)
+    config = AutoencoderConfig(
+        size=factor * cells,
+        widths=tuple(levels),
+        patch=patch,
+        blocks=blocks,
+        latent_channels=latent_channels,
+        groups=2,
+    )
     assert config.factor == factor and config.latent_shape == (latent_channels, cells, cells)
     model = Autoencoder(config)
     x = torch.zeros(batch, 3, config.size, config.size)
@@ -40,10 +70,18 @@ def test_shapes_for_any_config(levels, patch, cells, latent_channels, blocks, ba
     assert config_from_dict(AutoencoderConfig, config_to_dict(config)) == config
 
 
-@pytest.mark.parametrize(("fields", "message"), [
-    ({"size": 30}, "size 30 does not fit.*multiple of 4"), ({"widths": ()}, "widths"), ({"widths": (0,)}, "widths"), ({"patch": 0}, "patch is 0"),
-    ({"groups": 7}, "groups is 7"), ({"latent_channels": 0}, "latent_channels"), ({"blocks": 0}, "blocks"),
-])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"size": 30}, "size 30 does not fit.*multiple of 4"),
+        ({"widths": ()}, "widths"),
+        ({"widths": (0,)}, "widths"),
+        ({"patch": 0}, "patch is 0"),
+        ({"groups": 7}, "groups is 7"),
+        ({"latent_channels": 0}, "latent_channels"),
+        ({"blocks": 0}, "blocks"),
+    ],
+)
 def test_bad_configs_name_the_field(fields, message):
     with pytest.raises(CfvaeError, match=message):
         AutoencoderConfig(**fields)
@@ -67,7 +105,9 @@ def test_codes_of_the_wrong_shape_are_refused(model):
 def test_it_is_deterministic_and_leaves_its_input_alone(model, x):
     before = x.clone()
     z = model.encode(x)
-    assert torch.equal(z, model.encode(x)) and torch.equal(model.decode(z), model(x)) and torch.equal(x, before)
+    assert (
+        torch.equal(z, model.encode(x)) and torch.equal(model.decode(z), model(x)) and torch.equal(x, before)
+    )
 
 
 def test_each_image_is_coded_by_itself(model, x):
@@ -96,7 +136,9 @@ def test_encoder_runs_down_and_decoder_up():
     down = [m.out_channels for m in Encoder(config) if isinstance(m, torch.nn.Conv2d)]
     up = [m.out_channels for m in Decoder(config) if isinstance(m, torch.nn.Conv2d)]
     assert down == [16, 8, 4] and up == [8, 16, 12]
-    assert count_parameters(Encoder(AutoencoderConfig(size=64))) == count_parameters(Encoder(AutoencoderConfig(size=32)))
+    assert count_parameters(Encoder(AutoencoderConfig(size=64))) == count_parameters(
+        Encoder(AutoencoderConfig(size=32))
+    )
 
 
 def test_psnr_against_the_formula():
@@ -104,7 +146,9 @@ def test_psnr_against_the_formula():
     b = randn((2, 3, 4, 4), make_generator(1)).clamp(-1, 1)
     assert psnr(a, b).item() == pytest.approx(10 * math.log10(4 / ((a - b) ** 2).mean().item()), abs=1e-4)
     assert psnr(a, a).item() == pytest.approx(10 * math.log10(4e12), abs=0.01)
-    assert psnr(torch.full_like(a, 3.0), torch.ones_like(a)) > 100  # values beyond the range count as the nearest one inside
+    assert (
+        psnr(torch.full_like(a, 3.0), torch.ones_like(a)) > 100
+    )  # values beyond the range count as the nearest one inside
     assert psnr(torch.ones(1), -torch.ones(1)).item() == pytest.approx(0, abs=1e-5)
 
 
@@ -112,7 +156,9 @@ def test_psnr_against_the_formula():
 def test_loss_is_the_sum_of_both_errors(model, x, squared):
     loss, metrics = reconstruction_loss(squared=squared)(model, (x, None), None)
     decoded = model(x)
-    assert loss.item() == pytest.approx((F.l1_loss(decoded, x) + squared * F.mse_loss(decoded, x)).item(), rel=1e-6)
+    assert loss.item() == pytest.approx(
+        (F.l1_loss(decoded, x) + squared * F.mse_loss(decoded, x)).item(), rel=1e-6
+    )
     assert set(metrics) == {"l1", "psnr"} and not any(m.requires_grad for m in metrics.values())
     assert metrics["l1"].item() == pytest.approx((decoded - x).abs().mean().item(), rel=1e-5)
 
@@ -131,7 +177,10 @@ def test_every_weight_gets_a_gradient(model, x):
 
 def test_one_batch_overfits():
     seed_everything(0)
-    model, loss_fn = Autoencoder(AutoencoderConfig(size=8, widths=(16,), patch=2, groups=4)), reconstruction_loss()
+    model, loss_fn = (
+        Autoencoder(AutoencoderConfig(size=8, widths=(16,), patch=2, groups=4)),
+        reconstruction_loss(),
+    )
     x = Shapes(4, size=8).batch(range(4))[0]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, fused=True)
     for _ in range(150):

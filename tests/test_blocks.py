@@ -8,10 +8,21 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from cfvae.blocks import Attention, ResidualBlock, Resample, SpectralTerm, attention_positions, initialise, scale_weight
+from cfvae.blocks import (
+    Attention,
+    ResidualBlock,
+    Resample,
+    SpectralTerm,
+    attention_positions,
+    initialise,
+    scale_weight,
+)
 from cfvae.core import CfvaeError, make_generator, seed_everything
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+]
 few = settings(max_examples=25, deadline=None)
 
 
@@ -29,13 +40,19 @@ def noise(*shape, seed=0):
 
 @few
 @given(
-    channels=st.integers(1, 6), resolution=st.sampled_from([1, 2, 5]), multiplier=st.integers(0, 3),
-    out=st.one_of(st.none(), st.integers(1, 7)), label_width=st.integers(0, 3),
+    channels=st.integers(1, 6),
+    resolution=st.sampled_from([1, 2, 5]),
+    multiplier=st.integers(0, 3),
+    out=st.one_of(st.none(), st.integers(1, 7)),
+    label_width=st.integers(0, 3),
 )
 def test_residual_block_is_its_formula(channels, resolution, multiplier, out, label_width):
     skip = out is None
     block = ResidualBlock(channels, resolution, multiplier, out, label_width, skip)
-    x, label = noise(2, channels, resolution, resolution), noise(2, label_width, seed=1) if label_width else None
+    x, label = (
+        noise(2, channels, resolution, resolution),
+        noise(2, label_width, seed=1) if label_width else None,
+    )
     h = x
     if label_width:
         h = h + (label @ block.label_projection.weight.T + block.label_projection.bias)[:, :, None, None]
@@ -70,7 +87,13 @@ def test_a_skip_needs_equal_widths():
 def test_blocks_leave_their_input_alone(device):
     x = noise(2, 8, 4, 4).to(device)
     before = x.clone()
-    for block in (ResidualBlock(8, 4), Attention(8, 2), Attention(8, 1), Resample(8, 8, 2), Resample(8, 8, 8)):
+    for block in (
+        ResidualBlock(8, 4),
+        Attention(8, 2),
+        Attention(8, 1),
+        Resample(8, 8, 2),
+        Resample(8, 8, 8),
+    ):
         block.to(device)(x)
         assert torch.equal(x, before)
 
@@ -84,7 +107,10 @@ def test_attention_equals_torchs_multi_head_layer(heads, resolution, seed):
     ours, reference = Attention(12, heads), nn.MultiheadAttention(12, heads, batch_first=True)
     for part in ours.parameters():
         part.data.copy_(noise(*part.shape, seed=seed) / 3)
-    reference.in_proj_weight.data, reference.in_proj_bias.data = ours.project_in.weight.data, ours.project_in.bias.data
+    reference.in_proj_weight.data, reference.in_proj_bias.data = (
+        ours.project_in.weight.data,
+        ours.project_in.bias.data,
+    )
     reference.out_proj.load_state_dict(ours.project_out.state_dict())
     x = noise(2, 12, resolution, resolution, seed=seed)
     tokens = x.flatten(2).transpose(1, 2)
@@ -96,7 +122,9 @@ def test_multi_head_attention_equals_scaled_dot_product_attention():
     layer, x = Attention(8, 2), noise(3, 8, 4, 4)
     tokens = x.flatten(2).transpose(1, 2)
     query, key, value = F.linear(tokens, layer.project_in.weight, layer.project_in.bias).split(8, dim=2)
-    parts = [F.scaled_dot_product_attention(*(t[..., h : h + 4] for t in (query, key, value))) for h in (0, 4)]
+    parts = [
+        F.scaled_dot_product_attention(*(t[..., h : h + 4] for t in (query, key, value))) for h in (0, 4)
+    ]
     expected = x + layer.project_out(torch.cat(parts, dim=2)).transpose(1, 2).reshape(x.shape)
     assert torch.allclose(layer(x), expected, atol=1e-6)
 
@@ -126,7 +154,10 @@ def test_published_mode_returns_the_query():
     assert torch.equal(single(x), plain(x))
 
 
-@pytest.mark.parametrize(("arguments", "message"), [((8, 3), "3.*width 8"), ((8, 0), "0"), ((8, 2, "linear"), "linear.*softmax, published")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((8, 3), "3.*width 8"), ((8, 0), "0"), ((8, 2, "linear"), "linear.*softmax, published")],
+)
 def test_attention_refuses_what_cannot_work(arguments, message):
     with pytest.raises(CfvaeError, match=message):
         Attention(*arguments)
@@ -165,7 +196,10 @@ def test_resample(before, after, same):
     if same:
         assert sum(p.numel() for p in layer.parameters()) == 0
     else:
-        expected = torch.einsum("oc,bchw->bohw", layer.project.weight[:, :, 0, 0], expected) + layer.project.bias[:, None, None]
+        expected = (
+            torch.einsum("oc,bchw->bohw", layer.project.weight[:, :, 0, 0], expected)
+            + layer.project.bias[:, None, None]
+        )
     assert torch.allclose(layer(x), expected, atol=1e-6)
 
 
@@ -173,9 +207,16 @@ def test_resample(before, after, same):
 
 
 def test_initialise_follows_its_rules():
-    model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.Linear(30, 50), nn.Conv2d(4, 4, 1, bias=False), Attention(64, 4))
+    model = nn.Sequential(
+        nn.Conv2d(8, 16, 3), nn.Linear(30, 50), nn.Conv2d(4, 4, 1, bias=False), Attention(64, 4)
+    )
     initialise(model)
-    for part, fans in ((model[0], (8 * 9, 16 * 9)), (model[1], (30, 50)), (model[2], (4, 4)), (model[3].project_in, (64, 192))):
+    for part, fans in (
+        (model[0], (8 * 9, 16 * 9)),
+        (model[1], (30, 50)),
+        (model[2], (4, 4)),
+        (model[3].project_in, (64, 192)),
+    ):
         bound = math.sqrt(6 / sum(fans))
         assert 0.8 * bound < part.weight.abs().max() <= bound
         assert part.weight.numel() < 100 or abs(part.weight.std() / (bound / math.sqrt(3)) - 1) < 0.05
@@ -218,18 +259,27 @@ def test_scale_weight_keeps_gradients_possible():
 
 
 @few
-@given(out=st.integers(1, 8), channels=st.integers(1, 6), kernel=st.sampled_from([1, 3]), seed=st.integers(0, 100))
+@given(
+    out=st.integers(1, 8),
+    channels=st.integers(1, 6),
+    kernel=st.sampled_from([1, 3]),
+    seed=st.integers(0, 100),
+)
 def test_spectral_term_finds_the_largest_singular_value(out, channels, kernel, seed):
     layer = nn.Conv2d(channels, out, kernel)
     weight = noise(*layer.weight.shape, seed=seed)
     rows = weight.permute(1, 2, 3, 0).reshape(-1, out)
     u, _, v = torch.linalg.svd(rows, full_matrices=False)
     spread = torch.linspace(2, 0.5, v.shape[0])  # well apart, so that few rounds are enough
-    layer.weight.data.copy_((u @ torch.diag(spread) @ v).view(channels, kernel, kernel, out).permute(3, 0, 1, 2))
+    layer.weight.data.copy_(
+        (u @ torch.diag(spread) @ v).view(channels, kernel, kernel, out).permute(3, 0, 1, 2)
+    )
     term = SpectralTerm(layer, factor=3.0)
     for _ in range(200):
         value = term(layer.weight)
-    assert torch.allclose(value, 3 * torch.linalg.svdvals(layer.weight.permute(1, 2, 3, 0).reshape(-1, out))[0], rtol=1e-3)
+    assert torch.allclose(
+        value, 3 * torch.linalg.svdvals(layer.weight.permute(1, 2, 3, 0).reshape(-1, out))[0], rtol=1e-3
+    )
 
 
 def test_spectral_terms_gradient_is_that_of_the_singular_value():
@@ -237,8 +287,8 @@ def test_spectral_terms_gradient_is_that_of_the_singular_value():
     term = SpectralTerm(layer, factor=4.0)
     for _ in range(2000):
         value = term(layer.weight)
-    ours, = torch.autograd.grad(value, layer.weight)
-    exact, = torch.autograd.grad(4 * torch.linalg.svdvals(layer.weight.flatten(1))[0], layer.weight)
+    (ours,) = torch.autograd.grad(value, layer.weight)
+    (exact,) = torch.autograd.grad(4 * torch.linalg.svdvals(layer.weight.flatten(1))[0], layer.weight)
     assert ours.norm() > 1 and torch.allclose(ours, exact, atol=1e-3)
 
 

@@ -25,7 +25,15 @@ import torch
 from torch import nn
 
 from cfvae import checkpoints
-from cfvae.checkpoints import Checkpointer, RunLock, StopOnSignal, differences, list_checkpoints, load_checkpoint, save_checkpoint
+from cfvae.checkpoints import (
+    Checkpointer,
+    RunLock,
+    StopOnSignal,
+    differences,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
 from cfvae.core import CfvaeError, seed_everything
 from cfvae.data import Shapes
 from cfvae.training import Callback, StopTraining, TrainingConfig, fit
@@ -79,7 +87,9 @@ def assert_same(found: dict, wanted: dict) -> None:
     found, wanted = flatten({k: v for k, v in found.items() if k != "config"}), flatten(wanted)
     assert found.keys() == wanted.keys() and len(found) > 20
     for name, value in wanted.items():
-        assert torch.equal(found[name], value) if isinstance(value, torch.Tensor) else found[name] == value, name
+        assert torch.equal(found[name], value) if isinstance(value, torch.Tensor) else found[name] == value, (
+            name
+        )
 
 
 @pytest.fixture(scope="module")
@@ -113,15 +123,23 @@ def assert_intact(folder: Path, step: int = 1) -> None:
 
 
 def test_round_trip(tmp_path):
-    state = {"model": OrderedDict(w=torch.randn(3, 4), b=torch.tensor(1.5, dtype=torch.bfloat16)),
-             "list": [1, 2.5, "text", None, True, (3, 4)], "index": {0: torch.arange(3), 1: float("inf")}, "empty": {}}
+    state = {
+        "model": OrderedDict(w=torch.randn(3, 4), b=torch.tensor(1.5, dtype=torch.bfloat16)),
+        "list": [1, 2.5, "text", None, True, (3, 4)],
+        "index": {0: torch.arange(3), 1: float("inf")},
+        "empty": {},
+    }
     path = save_checkpoint(tmp_path / "new" / "folder", 12, state)
     step, found = load_checkpoint(path.parent)
     assert step == 12 and list_checkpoints(path.parent) == [path]
     a, b = flatten(found), flatten(state)
     assert a.keys() == b.keys()
     for name, value in b.items():
-        assert torch.equal(a[name], value) and a[name].dtype == value.dtype if isinstance(value, torch.Tensor) else a[name] == value
+        assert (
+            torch.equal(a[name], value) and a[name].dtype == value.dtype
+            if isinstance(value, torch.Tensor)
+            else a[name] == value
+        )
 
 
 def test_file_is_plain_and_its_name_holds_its_checksum(folder):
@@ -138,7 +156,12 @@ def test_nothing_there(tmp_path):
 def test_newest_by_number_in_whatever_order_they_were_saved(tmp_path):
     for step in (97_500, 100_000, 9, 95_000):
         save_checkpoint(tmp_path, step, {"step": step}, keep=10)
-    assert [torch.load(p, weights_only=True)["step"] for p in list_checkpoints(tmp_path)] == [9, 95_000, 97_500, 100_000]
+    assert [torch.load(p, weights_only=True)["step"] for p in list_checkpoints(tmp_path)] == [
+        9,
+        95_000,
+        97_500,
+        100_000,
+    ]
     assert load_checkpoint(tmp_path) == (100_000, {"step": 100_000})
 
 
@@ -210,7 +233,9 @@ class HalfWritten:
 @pytest.mark.parametrize("keep", [1, 2])
 def test_failure_leaves_the_one_before(folder, monkeypatch, stage, keep):
     if stage in ("open", "write"):
-        monkeypatch.setattr(checkpoints, "open", Failing(open) if stage == "open" else HalfWritten, raising=False)
+        monkeypatch.setattr(
+            checkpoints, "open", Failing(open) if stage == "open" else HalfWritten, raising=False
+        )
     else:
         monkeypatch.setattr(os, stage, Failing(getattr(os, stage)))
     with pytest.raises(CfvaeError, match=f"{re.escape(str(folder))}.*No space left"):
@@ -232,7 +257,11 @@ def test_failing_folder_sync_deletes_nothing(folder, monkeypatch):
 def test_content_reaches_the_disk_before_the_name_and_the_name_before_deletion(folder, monkeypatch):
     calls = []
     for name in ("fsync", "replace", "unlink"):
-        monkeypatch.setattr(os, name, lambda *a, call=getattr(os, name), name=name, **k: (calls.append(name), call(*a, **k))[1])
+        monkeypatch.setattr(
+            os,
+            name,
+            lambda *a, call=getattr(os, name), name=name, **k: (calls.append(name), call(*a, **k))[1],
+        )
     monkeypatch.setattr(Path, "unlink", lambda path, **options: os.unlink(path))
     save_checkpoint(folder, 2, WEIGHTS, keep=1)
     assert calls == ["fsync", "replace", "fsync", "unlink"]
@@ -285,7 +314,11 @@ def test_read_only_folder(tmp_path):
 def test_folder_that_is_a_file(tmp_path):
     path = tmp_path / "file"
     path.write_text("not a folder")
-    for attempt in (lambda: save_checkpoint(path, 1, WEIGHTS), lambda: load_checkpoint(path), lambda: RunLock(path).__enter__()):
+    for attempt in (
+        lambda: save_checkpoint(path, 1, WEIGHTS),
+        lambda: load_checkpoint(path),
+        lambda: RunLock(path).__enter__(),
+    ):
         with pytest.raises(CfvaeError, match=re.escape(str(path))):
             attempt()
     assert path.read_text() == "not a folder"
@@ -346,8 +379,14 @@ def flip_bit(content: bytes) -> bytes:
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-DAMAGE = {"truncated": lambda c: c[: len(c) // 2], "one byte short": lambda c: c[:-1], "longer": lambda c: c + b"\0",
-          "bit flipped": flip_bit, "empty": lambda c: b"", "zeros": lambda c: bytes(len(c))}
+DAMAGE = {
+    "truncated": lambda c: c[: len(c) // 2],
+    "one byte short": lambda c: c[:-1],
+    "longer": lambda c: c + b"\0",
+    "bit flipped": flip_bit,
+    "empty": lambda c: b"",
+    "zeros": lambda c: bytes(len(c)),
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
@@ -358,7 +397,10 @@ def test_damage_is_named_and_the_one_before_used(folder, damage):
         step, state = load_checkpoint(folder)
     assert step == 1 and torch.equal(state["weights"], WEIGHTS["weights"])
     list_checkpoints(folder)[0].write_bytes(b"")
-    with pytest.warns(UserWarning), pytest.raises(CfvaeError, match=f"all 2 checkpoints in {re.escape(str(folder))}"):
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(CfvaeError, match=f"all 2 checkpoints in {re.escape(str(folder))}"),
+    ):
         load_checkpoint(folder)
 
 
@@ -405,19 +447,27 @@ def plant(folder: Path, payload, step: int = 9) -> Path:
 def test_malicious_pickle_only_raises(folder, tmp_path):
     prey = tmp_path / "prey"
     planted = plant(folder, {"format": checkpoints.FORMAT, "version": 1, "step": 9, "state": Trap(prey)})
-    with pytest.raises(CfvaeError, match=f"{re.escape(planted.name)} is not a checkpoint.*nothing in it was run"):
+    with pytest.raises(
+        CfvaeError, match=f"{re.escape(planted.name)} is not a checkpoint.*nothing in it was run"
+    ):
         load_checkpoint(folder)
     assert not prey.exists()
     torch.load(planted, weights_only=False)
     assert prey.exists()  # the trap was live
 
 
-@pytest.mark.parametrize("payload, complaint", [
-    ({"weights": torch.ones(2)}, "not a checkpoint of this package"),
-    (torch.ones(2), "not a checkpoint of this package"),
-    ({"format": "cfvae checkpoint", "version": 2, "step": 9, "state": {}}, "has format version 2, this code reads 1"),
-    ({"format": "cfvae checkpoint", "step": 9, "state": {}}, "has format version None"),
-])
+@pytest.mark.parametrize(
+    "payload, complaint",
+    [
+        ({"weights": torch.ones(2)}, "not a checkpoint of this package"),
+        (torch.ones(2), "not a checkpoint of this package"),
+        (
+            {"format": "cfvae checkpoint", "version": 2, "step": 9, "state": {}},
+            "has format version 2, this code reads 1",
+        ),
+        ({"format": "cfvae checkpoint", "step": 9, "state": {}}, "has format version None"),
+    ],
+)
 def test_strangers(folder, payload, complaint):
     planted = plant(folder, payload)
     with pytest.raises(CfvaeError, match=f"{planted.name} (is )?{complaint}"):
@@ -431,16 +481,19 @@ def test_not_a_torch_file_at_all(folder):
         load_checkpoint(folder)
 
 
-@pytest.mark.parametrize("found, lines", [
-    ({"a": torch.ones(2, 3), "b": [1, 2], "c": {}}, []),
-    ({"a": torch.ones(2, 3), "b": [7, 8], "c": {"anything": torch.ones(1)}}, []),
-    ({"a": torch.ones(3, 2), "b": [1, 2], "c": {}}, ["a has shape (3, 2) instead of (2, 3)"]),
-    ({"a": torch.ones(2, 3), "b": [1, 2, 3], "c": {}}, ["b.2 is not part of this run"]),
-    ({"a": torch.ones(2, 3), "b": [1], "c": {}}, ["b.1 is missing"]),
-    ({"b": [1, 2], "c": {}, "d": 0}, ["a is missing", "d is not part of this run"]),
-    ({"a": 1, "b": [1, 2], "c": {}}, ["a is a int instead of a Tensor"]),
-    ({"a": torch.ones(2, 3), "b": 5, "c": {}}, ["b is a int instead of a list"]),
-])
+@pytest.mark.parametrize(
+    "found, lines",
+    [
+        ({"a": torch.ones(2, 3), "b": [1, 2], "c": {}}, []),
+        ({"a": torch.ones(2, 3), "b": [7, 8], "c": {"anything": torch.ones(1)}}, []),
+        ({"a": torch.ones(3, 2), "b": [1, 2], "c": {}}, ["a has shape (3, 2) instead of (2, 3)"]),
+        ({"a": torch.ones(2, 3), "b": [1, 2, 3], "c": {}}, ["b.2 is not part of this run"]),
+        ({"a": torch.ones(2, 3), "b": [1], "c": {}}, ["b.1 is missing"]),
+        ({"b": [1, 2], "c": {}, "d": 0}, ["a is missing", "d is not part of this run"]),
+        ({"a": 1, "b": [1, 2], "c": {}}, ["a is a int instead of a Tensor"]),
+        ({"a": torch.ones(2, 3), "b": 5, "c": {}}, ["b is a int instead of a list"]),
+    ],
+)
 def test_differences(found, lines):
     assert differences({"a": torch.zeros(2, 3), "b": [3, 4], "c": {}}, found) == lines
 
@@ -522,11 +575,14 @@ def test_forgotten_resume_is_refused_and_nothing_is_lost(tmp_path):
     assert list_checkpoints(tmp_path) == before
 
 
-@pytest.mark.parametrize("change, complaint", [
-    ({"width": 6}, r"model\.0\.weight has shape \(4, 3, 3, 3\) instead of \(6, 3, 3, 3\).*and \d+ more"),
-    ({"config": dataclasses.replace(CONFIG, optimizer="adamax")}, "optimizer adam -> adamax"),
-    ({"config": dataclasses.replace(CONFIG, seed=5)}, "seed"),
-])
+@pytest.mark.parametrize(
+    "change, complaint",
+    [
+        ({"width": 6}, r"model\.0\.weight has shape \(4, 3, 3, 3\) instead of \(6, 3, 3, 3\).*and \d+ more"),
+        ({"config": dataclasses.replace(CONFIG, optimizer="adamax")}, "optimizer adam -> adamax"),
+        ({"config": dataclasses.replace(CONFIG, seed=5)}, "seed"),
+    ],
+)
 def test_checkpoint_of_another_run(tmp_path, change, complaint):
     train([Checkpointer(tmp_path, every=10), StopAt(3)])
     before = list_checkpoints(tmp_path)
@@ -576,7 +632,11 @@ def test_run_inside_an_except_block_is_saved_at_its_end(tmp_path):
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
 def test_order_of_callbacks_does_not_matter(tmp_path, undisturbed, order):
     def callbacks(resume, *more):
-        return [[Checkpointer(tmp_path, 10, resume), StopOnSignal(), *more][i] for i in order[: 2 + len(more)] if i < 2 + len(more)]
+        return [
+            [Checkpointer(tmp_path, 10, resume), StopOnSignal(), *more][i]
+            for i in order[: 2 + len(more)]
+            if i < 2 + len(more)
+        ]
 
     train(callbacks(False, SignalAt(13, signal.SIGTERM)))
     assert steps_in(tmp_path)[-1] in (13, 14)
@@ -602,7 +662,9 @@ def test_full_disk_ends_the_run_with_a_clear_error(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- killed for real
 
 
-def protected_run(folder: Path, result: Path, stop_at: int = -1, number: int = signal.SIGTERM, resume: bool = True) -> None:
+def protected_run(
+    folder: Path, result: Path, stop_at: int = -1, number: int = signal.SIGTERM, resume: bool = True
+) -> None:
     "What a training command does: lock, resume, train, leave the result."
     with RunLock(folder):
         state = train([Checkpointer(folder, 5, resume), SignalAt(stop_at, number), StopOnSignal()])
@@ -616,7 +678,10 @@ def test_killed_at_random_moments(tmp_path, undisturbed):
     for repeat in range(4):
         run = tmp_path / str(repeat)
         for number in sorted(chance.sample(range(1, total), 2), reverse=True):
-            assert in_child(killed_at_line, number, lines, protected_run, run, result) in (0, -signal.SIGKILL)  # 0: done before that line
+            assert in_child(killed_at_line, number, lines, protected_run, run, result) in (
+                0,
+                -signal.SIGKILL,
+            )  # 0: done before that line
         result.unlink(missing_ok=True)
         assert in_child(protected_run, run, result) == 0
         assert_same(torch.load(result, weights_only=True), undisturbed)
@@ -712,7 +777,9 @@ def test_processes_stop_together_and_one_writes(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     results = context.Queue()
-    processes = [context.Process(target=one_of_two, args=(rank, port, tmp_path, results)) for rank in range(2)]
+    processes = [
+        context.Process(target=one_of_two, args=(rank, port, tmp_path, results)) for rank in range(2)
+    ]
     for process in processes:
         process.start()
     assert sorted(results.get(timeout=120) for _ in processes) == [(0, 7), (1, 7)]
@@ -740,7 +807,10 @@ def test_lock_is_refused_while_held_and_free_after_kill(tmp_path, fork_a_child):
     process.start()
     wait_for(report.exists)
     try:
-        with pytest.raises(CfvaeError, match=rf"{re.escape(str(tmp_path))} is in use by another run \(process {process.pid}\)"):
+        with pytest.raises(
+            CfvaeError,
+            match=rf"{re.escape(str(tmp_path))} is in use by another run \(process {process.pid}\)",
+        ):
             RunLock(tmp_path).__enter__()
         process.kill()
         process.join()
@@ -797,10 +867,14 @@ def test_exercise_solutions_run(tmp_path):
     assert len(solutions()) == 3
     program = "\n".join(solutions())
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_no_private_paths_in_the_stored_outputs():
-    outputs = json.dumps([cell.get("outputs") for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]])
+    outputs = json.dumps(
+        [cell.get("outputs") for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]]
+    )
     assert not re.search(r"/(?:tmp|home|root)/|ipykernel_\d| at 0x[0-9a-f]{6}", outputs)

@@ -26,8 +26,10 @@ from cfvae.data import FACTORS, Shapes
 from cfvae.recipes import PRESETS, change, load_autoencoder, load_model, preset
 
 CLASSES = FACTORS["class"]
-SIZES = ("--set autoencoder.widths=8,8 --set vae.widths=8 --set vae.encoder_widths=8 --set vae.layers=1 --set vae.encoder_blocks=1 "
-         "--set batch_size=8 --set warmup=5 --set ema_decay=0.9 --set checkpoint_every=5 --set log_every=1 --precision fp32 --device cpu")
+SIZES = (
+    "--set autoencoder.widths=8,8 --set vae.widths=8 --set vae.encoder_widths=8 --set vae.layers=1 --set vae.encoder_blocks=1 "
+    "--set batch_size=8 --set warmup=5 --set ema_decay=0.9 --set checkpoint_every=5 --set log_every=1 --precision fp32 --device cpu"
+)
 TINY = f"train --preset shapes-demo --data shapes:n=60 {SIZES}"
 
 
@@ -93,22 +95,43 @@ def at_step(monkeypatch, where, action):
 
 # the process
 
+
 def test_help_needs_no_torch():
     code = "import sys; from cfvae.cli import main; assert main([]) == main(['train', '--help']) == 0; sys.exit(3 if 'torch' in sys.modules else 0)"
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert seen.returncode == 0, seen.stderr
     assert "--max-minutes" in seen.stdout
-    for command in ("presets", "info", "train", "encode", "reconstruct", "sample", "demo", "train-features", "import-weights", "push", "export-onnx"):
+    for command in (
+        "presets",
+        "info",
+        "train",
+        "encode",
+        "reconstruct",
+        "sample",
+        "demo",
+        "train-features",
+        "import-weights",
+        "push",
+        "export-onnx",
+    ):
         assert f" {command} " in seen.stdout
 
 
 def test_module_usage_error_and_closed_pipe():
-    seen = subprocess.run([sys.executable, "-m", "cfvae", "trian"], capture_output=True, text=True, timeout=300)
+    seen = subprocess.run(
+        [sys.executable, "-m", "cfvae", "trian"], capture_output=True, text=True, timeout=300
+    )
     assert seen.returncode == 2 and seen.stdout == ""
     assert seen.stderr == "error: No such command 'trian'. Did you mean 'train'?\nSee cfvae --help\n"
     reader, writer = os.pipe()
     os.close(reader)
-    seen = subprocess.run([sys.executable, "-m", "cfvae", "--version"], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300)
+    seen = subprocess.run(
+        [sys.executable, "-m", "cfvae", "--version"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=300,
+    )
     os.close(writer)
     assert seen.stderr == "" and seen.returncode == 1
 
@@ -121,6 +144,7 @@ def test_version():
 
 # looking
 
+
 def test_presets_counts_parameters():
     out = done("presets")
     recipe = preset("shapes-demo")
@@ -129,13 +153,41 @@ def test_presets_counts_parameters():
     for name in PRESETS:
         assert name in out
     assert "386.37" in out and "pretrained" in out and "pixels" in out  # the published models are among them
-    for text in ("32 x 32", "4 x 8 x 8", str(recipe.vae_training.steps), PRESETS["shapes-demo"].__doc__.split()[0]):
+    for text in (
+        "32 x 32",
+        "4 x 8 x 8",
+        str(recipe.vae_training.steps),
+        PRESETS["shapes-demo"].__doc__.split()[0],
+    ):
         assert text in out
 
 
-SMALL = {"resolution": 8, "c": 8, "c_enc": 8, "c_mult": [1, 1, 1], "dff_mult": [1, 1, 1], "num_classes": 3, "nlayers": [1, 1, 1], "enc_nlayers": [1, 1, 1],
-         "num_attention": [0, 0, 0], "num_attention_heads": [0, 0, 0], "zdim": 2, "datadim": 4, "h_prior": True}
-STAGE = {"double_z": True, "z_channels": 4, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": []}
+SMALL = {
+    "resolution": 8,
+    "c": 8,
+    "c_enc": 8,
+    "c_mult": [1, 1, 1],
+    "dff_mult": [1, 1, 1],
+    "num_classes": 3,
+    "nlayers": [1, 1, 1],
+    "enc_nlayers": [1, 1, 1],
+    "num_attention": [0, 0, 0],
+    "num_attention_heads": [0, 0, 0],
+    "zdim": 2,
+    "datadim": 4,
+    "h_prior": True,
+}
+STAGE = {
+    "double_z": True,
+    "z_channels": 4,
+    "resolution": 16,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 32,
+    "ch_mult": [1, 1],
+    "num_res_blocks": 1,
+    "attn_resolutions": [],
+}
 
 
 @pytest.fixture(scope="module")
@@ -148,12 +200,25 @@ def released(folder):
     from cfvae.pretrained import import_diffusers
 
     vae = published.HierarchicalVAE(published.published_config(SMALL))
-    kl = import_diffusers().AutoencoderKL(block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, sample_size=16)
-    weights = {f"vae.{there}": vae.get_parameter(here).detach().clone() for here, there in published.published_names(vae).items()}
+    kl = import_diffusers().AutoencoderKL(
+        block_out_channels=(32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        sample_size=16,
+    )
+    weights = {
+        f"vae.{there}": vae.get_parameter(here).detach().clone()
+        for here, there in published.published_names(vae).items()
+    }
     for here, there in published._stage_names(kl, 2).items():
         value = kl.get_parameter(here).detach().clone()
         weights[f"dae.{there}"] = value[:, :, None, None] if ".attn" in there and value.ndim == 2 else value
-    config = {"dae": {"class": "AutoencoderKL", "embed_dim": 4, "ddconfig": STAGE}, "vae": SMALL, "shift": 0.25, "scale": 4.4}
+    config = {
+        "dae": {"class": "AutoencoderKL", "embed_dim": 4, "ddconfig": STAGE},
+        "vae": SMALL,
+        "shift": 0.25,
+        "scale": 4.4,
+    }
     torch.save(weights | {"dae.loss.discriminator.weight": torch.zeros(3)}, "released.pt")
     save_file(weights, "released.safetensors", {"config": json.dumps(config)})
     Path("config.json").write_text(json.dumps(config))
@@ -164,8 +229,14 @@ def test_import_weights(released):
     out = done("import-weights released.pt --config config.json --out models/a")
     assert "models/a" in out and "16 x 16" in out and "3: 1 at 1 x 1, 1 at 4 x 4, 1 at 8 x 8" in out
     Path("names.txt").write_text("cat\ndog\n\nemu\n")
-    done("import-weights released.safetensors --classes names.txt --out models/b")  # the config is in the file
-    assert load_model("models/a").classes == ("0", "1", "2") and load_model("models/b").classes == ("cat", "dog", "emu")
+    done(
+        "import-weights released.safetensors --classes names.txt --out models/b"
+    )  # the config is in the file
+    assert load_model("models/a").classes == ("0", "1", "2") and load_model("models/b").classes == (
+        "cat",
+        "dog",
+        "emu",
+    )
     assert load_model("models/a").scaler.scale.item() == pytest.approx(4.4)
     done("sample models/b --n 2 --classes emu --mean-weight 1.5 --out emus.png")
     assert "parameters" in done("info models/a")
@@ -183,7 +254,9 @@ def test_import_weights_refuses(released):
     Path("cut.safetensors").write_bytes(Path("released.safetensors").read_bytes()[:100])
     refused("import-weights cut.safetensors --out models/c", "cut.safetensors cannot be read")
     refused("import-weights released.pt --config config.json --attention none --out models/c", "attention")
-    code, _, err = call("import-weights released.pt --config church --out models/c")  # the list of what does not fit has several lines
+    code, _, err = call(
+        "import-weights released.pt --config church --out models/c"
+    )  # the list of what does not fit has several lines
     assert code == 2 and "the weights do not fit the config" in err and "Traceback" not in err
     assert not Path("models/c").exists()
 
@@ -216,7 +289,12 @@ def test_export_onnx(plain):
     pytest.importorskip("onnx")
     out = done("export-onnx plain --out graph")
     about = json.loads(Path("graph/model.json").read_text())
-    assert "graph/model.onnx" in out and Path("graph/model.onnx").stat().st_size > 10_000 and "noise" in json.dumps(about) and "labels" not in json.dumps(about.get("inputs", ""))
+    assert (
+        "graph/model.onnx" in out
+        and Path("graph/model.onnx").stat().st_size > 10_000
+        and "noise" in json.dumps(about)
+        and "labels" not in json.dumps(about.get("inputs", ""))
+    )
     Path("a-file").write_text("kept")
     refused("export-onnx plain --out a-file", "a-file")
     refused("export-onnx nowhere --out graph", "nowhere")
@@ -226,12 +304,25 @@ def test_export_onnx(plain):
 def test_info_of_a_finished_run_and_of_its_pipeline(run):
     out = done("info run")
     log = [json.loads(line) for line in Path("run/vae/log.jsonl").read_text().splitlines()]
-    assert f"30 of 30 steps saved; last logged: loss {log[-1]['loss']:.4g} at step 30; checkpoints: 25, 30" in out
-    for text in ("shapes:n=60", "shapes-demo", "32 x 32", "4 x 8 x 8", "3: 1 at 1 x 1, 1 at 4 x 4, 1 at 8 x 8", "10: disc, ring", "run/pipeline"):
+    assert (
+        f"30 of 30 steps saved; last logged: loss {log[-1]['loss']:.4g} at step 30; checkpoints: 25, 30"
+        in out
+    )
+    for text in (
+        "shapes:n=60",
+        "shapes-demo",
+        "32 x 32",
+        "4 x 8 x 8",
+        "3: 1 at 1 x 1, 1 at 4 x 4, 1 at 8 x 8",
+        "10: disc, ring",
+        "run/pipeline",
+    ):
         assert text in out
     pipe = load_model("run")
     sizes = f"autoencoder {count_parameters(pipe.autoencoder) / 1e6:.2f} M, VAE {count_parameters(pipe.vae) / 1e6:.2f} M"
-    assert sizes in out and sizes in done("info run/pipeline") and "10: disc, ring" in done("info run/pipeline")
+    assert (
+        sizes in out and sizes in done("info run/pipeline") and "10: disc, ring" in done("info run/pipeline")
+    )
 
 
 def test_info_of_strange_places(run):
@@ -247,11 +338,19 @@ def test_info_of_strange_places(run):
 
 # training
 
+
 def test_train_says_where_the_model_is_and_what_to_do_next(run):
-    assert run.said.splitlines()[-1] == "done: the model is in run/pipeline. Next: cfvae sample run --n 16 --out samples.png"
+    assert (
+        run.said.splitlines()[-1]
+        == "done: the model is in run/pipeline. Next: cfvae sample run --n 16 --out samples.png"
+    )
     written = json.loads(Path("run/recipe.json").read_text())
     for part in ("autoencoder_training", "vae_training"):
-        assert written[part]["steps"] == 30 and written[part]["precision"] == "fp32" and written[part]["batch_size"] == 8
+        assert (
+            written[part]["steps"] == 30
+            and written[part]["precision"] == "fp32"
+            and written[part]["batch_size"] == 8
+        )
     assert written["data"] == "shapes:n=60" and written["vae"]["layers"] == [1, 1, 1]
 
 
@@ -261,17 +360,27 @@ def test_an_existing_run_is_kept(run):
     refused("train --out run --resume --steps 31", "begun with another recipe", "steps: 30 there, 31 now")
     refused("train --out run --resume --preset cifar10", "begun with the preset shapes-demo, not cifar10")
     assert Path("run/recipe.json").read_bytes() == before
-    assert "done" in done("train --out run --resume --set checkpoint_every=7")  # changes nothing that is learned
+    assert "done" in done(
+        "train --out run --resume --set checkpoint_every=7"
+    )  # changes nothing that is learned
 
 
 def test_stages_limits_and_resuming():
-    assert "stopped by the time limit: everything up to step 1 of 4 (autoencoder) is saved; go on with: cfvae train --out parts --resume" in done(
-        f"{TINY} --out parts --steps 4 --resume --max-minutes 0.00001 --seed 3")  # --resume in an empty place begins
+    assert (
+        "stopped by the time limit: everything up to step 1 of 4 (autoencoder) is saved; go on with: cfvae train --out parts --resume"
+        in done(f"{TINY} --out parts --steps 4 --resume --max-minutes 0.00001 --seed 3")
+    )  # --resume in an empty place begins
     out = done("info parts")
-    assert "1 of 4 steps saved" in out and "0 of 4 steps saved; checkpoints: none" in out and "none yet; go on with: cfvae train --out parts --resume" in out
+    assert (
+        "1 of 4 steps saved" in out
+        and "0 of 4 steps saved; checkpoints: none" in out
+        and "none yet; go on with: cfvae train --out parts --resume" in out
+    )
     refused("sample parts --out x.png", "parts holds no model yet")
     refused("train --out parts --resume --stage vae", "parts has no finished autoencoder")
-    assert "the autoencoder is in parts/autoencoder/model. Next: cfvae train --out parts --resume" in done("train --out parts --resume --stage autoencoder")
+    assert "the autoencoder is in parts/autoencoder/model. Next: cfvae train --out parts --resume" in done(
+        "train --out parts --resume --stage autoencoder"
+    )
     assert not Path("parts/vae").exists()
     assert "done: the model is in parts/pipeline" in done("train --out parts --resume")
     assert json.loads(Path("parts/recipe.json").read_text())["vae_training"]["seed"] == 3
@@ -281,7 +390,10 @@ def test_ctrl_c_saves(monkeypatch):
     at_step(monkeypatch, "vae 3", lambda: signal.raise_signal(signal.SIGINT))
     code, out, err = call(f"{TINY} --out interrupted --steps 6")
     assert code == 130 and "Traceback" not in err
-    assert "stopped by Ctrl-C: everything up to step 3 of 6 (vae) is saved; go on with: cfvae train --out interrupted --resume" in out.splitlines()[-1]
+    assert (
+        "stopped by Ctrl-C: everything up to step 3 of 6 (vae) is saved; go on with: cfvae train --out interrupted --resume"
+        in out.splitlines()[-1]
+    )
     assert load_checkpoint("interrupted/vae/checkpoints")[0] == 3
 
 
@@ -290,7 +402,11 @@ def test_signal_between_the_stages(monkeypatch, number):
     monkeypatch.setattr(recipes, "encode_dataset", lambda *arguments, **options: signal.raise_signal(number))
     before = signal.getsignal(signal.SIGTERM)
     code, out, err = call(f"{TINY} --out between{number} --steps 2")
-    assert code == 128 + number and "everything up to step 2 of 2 (autoencoder) is saved" in out and "Traceback" not in err
+    assert (
+        code == 128 + number
+        and "everything up to step 2 of 2 (autoencoder) is saved" in out
+        and "Traceback" not in err
+    )
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -312,25 +428,31 @@ def test_a_run_that_failed_at_its_first_step_is_no_hindrance(monkeypatch):
     done(f"{TINY} --out large --steps 1 --stage autoencoder --set batch_size=4")
 
 
-@pytest.mark.parametrize("line, needles", [
-    ("--preset shapes-dmeo", ["no preset 'shapes-dmeo'", "shapes-demo"]),
-    ("", ["--preset", "cfvae presets"]),
-    ("--preset shapes-demo --set batchsize=3", ["batchsize", "batch_size"]),
-    ("--preset shapes-demo --set vae.widht=3", ["widht", "widths"]),
-    ("--preset shapes-demo --set batch_size=many", ["batch_size=many"]),
-    ("--preset shapes-demo --set batch_size", ["--set batch_size", "key=value"]),
-    ("--preset shapes-demo --set learning_rate=-1", ["learning_rate is -1"]),
-    ("--preset shapes-demo --steps 0", ["steps is 0"]),
-    ("--preset shapes-demo --steps ten", ["'--steps'"]),
-    ("--preset shapes-demo --stage second", ["stage is 'second'"]),
-    ("--preset shapes-demo --max-minutes 0", ["max-minutes is 0"]),
-    ("--preset shapes-demo --precision fp8", ["fp8", "bf16"]),
-    ("--preset shapes-demo --device tpu9", ["tpu9"]),
-    ("--preset shapes-demo --data nothing", ["nothing", "folder:PATH"]),
-    ("--preset shapes-demo --data folder:nowhere", ["nowhere does not exist"]),
-    ("--preset shapes-demo --data shapes:n=20", ["batch_size is 32", "18 training images", "autoencoder_training.batch_size=18"]),
-    ("--preset shapes-demo --tremolo", ["--tremolo", "cfvae train --help"]),
-])
+@pytest.mark.parametrize(
+    "line, needles",
+    [
+        ("--preset shapes-dmeo", ["no preset 'shapes-dmeo'", "shapes-demo"]),
+        ("", ["--preset", "cfvae presets"]),
+        ("--preset shapes-demo --set batchsize=3", ["batchsize", "batch_size"]),
+        ("--preset shapes-demo --set vae.widht=3", ["widht", "widths"]),
+        ("--preset shapes-demo --set batch_size=many", ["batch_size=many"]),
+        ("--preset shapes-demo --set batch_size", ["--set batch_size", "key=value"]),
+        ("--preset shapes-demo --set learning_rate=-1", ["learning_rate is -1"]),
+        ("--preset shapes-demo --steps 0", ["steps is 0"]),
+        ("--preset shapes-demo --steps ten", ["'--steps'"]),
+        ("--preset shapes-demo --stage second", ["stage is 'second'"]),
+        ("--preset shapes-demo --max-minutes 0", ["max-minutes is 0"]),
+        ("--preset shapes-demo --precision fp8", ["fp8", "bf16"]),
+        ("--preset shapes-demo --device tpu9", ["tpu9"]),
+        ("--preset shapes-demo --data nothing", ["nothing", "folder:PATH"]),
+        ("--preset shapes-demo --data folder:nowhere", ["nowhere does not exist"]),
+        (
+            "--preset shapes-demo --data shapes:n=20",
+            ["batch_size is 32", "18 training images", "autoencoder_training.batch_size=18"],
+        ),
+        ("--preset shapes-demo --tremolo", ["--tremolo", "cfvae train --help"]),
+    ],
+)
 def test_train_errors_leave_nothing_behind(line, needles):
     refused(f"train --out other {line}", *needles)
     assert not Path("other").exists()
@@ -338,8 +460,12 @@ def test_train_errors_leave_nothing_behind(line, needles):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu(run):
-    for line in ("train --preset shapes-demo --out other", "sample run --out other.png", "reconstruct run --data shapes:n=9 --out other.png",
-                 "encode run --data shapes:n=9 --out other"):
+    for line in (
+        "train --preset shapes-demo --out other",
+        "sample run --out other.png",
+        "reconstruct run --data shapes:n=9 --out other.png",
+        "encode run --data shapes:n=9 --out other",
+    ):
         refused(f"{line} --device cuda", "'cuda' was asked for", "--device cpu")
     assert not Path("other").exists() and not Path("other.png").exists()
 
@@ -362,15 +488,27 @@ def test_read_only_folder(run):
 
 # what no command expects
 
-@pytest.mark.parametrize("error, code, needle", [
-    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), 2, "--batch-size"),
-    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, "out of memory"),
-    (MemoryError(), 2, "out of memory"),
-    (OSError(errno.ENOSPC, "No space left on device", "x.png"), 2, "x.png: No space left on device: free some space"),
-    (OSError(errno.EROFS, "Read-only file system", "x.png"), 2, "x.png: Read-only file system: choose a place"),
-    (KeyboardInterrupt(), 130, "interrupted"),
-    (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero"),
-])
+
+@pytest.mark.parametrize(
+    "error, code, needle",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), 2, "--batch-size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, "out of memory"),
+        (MemoryError(), 2, "out of memory"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x.png"),
+            2,
+            "x.png: No space left on device: free some space",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "x.png"),
+            2,
+            "x.png: Read-only file system: choose a place",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero"),
+    ],
+)
 def test_exceptions_become_messages(run, monkeypatch, error, code, needle):
     def fail(*options, **more):
         raise error
@@ -396,6 +534,7 @@ def test_warnings_are_one_line(run):
 
 # drawing
 
+
 def array(name):
     with np.load(name) as file:
         assert file.files == ["arr_0"]
@@ -408,7 +547,9 @@ def test_exactly_n_images(run, n):
     images, files = array(f"n{n}.npz"), sorted(Path(f"n{n}").iterdir())
     assert images.shape == (n, 32, 32, 3) and images.dtype == np.uint8
     assert [path.name for path in files] == [f"{i:06d}-{CLASSES[i]}.png" for i in range(n)]
-    assert all((np.asarray(Image.open(path)) == image).all() for path, image in zip(files, images, strict=True))
+    assert all(
+        (np.asarray(Image.open(path)) == image).all() for path, image in zip(files, images, strict=True)
+    )
     assert f"{n} image{'s' * (n > 1)} (" in out and f"in n{n}.png, n{n}, n{n}.npz" in out
     columns, rows = (3, 3) if n == 7 else (1, 1)
     picture = np.asarray(Image.open(f"n{n}.png"))
@@ -417,7 +558,12 @@ def test_exactly_n_images(run, n):
 
 
 def test_the_seed_decides_and_neither_n_nor_the_batch_size(run):
-    for name, options in (("a", "--n 6"), ("b", "--n 6"), ("c", "--n 6 --seed 1"), ("d", "--n 9 --batch-size 2")):
+    for name, options in (
+        ("a", "--n 6"),
+        ("b", "--n 6"),
+        ("c", "--n 6 --seed 1"),
+        ("d", "--n 9 --batch-size 2"),
+    ):
         done(f"sample run {options} --npz seed-{name}.npz")
     a, b, c, d = (array(f"seed-{name}.npz").astype(int) for name in "abcd")
     assert (a == b).all() and abs(a - d[:6]).max() <= 1 and abs(a - c).max() > 1
@@ -428,22 +574,37 @@ def test_classes_labels_and_what_pipe_draws(run):
     star, heart = CLASSES.index("star"), CLASSES.index("heart")
     done("sample run --n 5 --classes star,heart --npz names.npz --out-dir names")
     done(f"sample run --n 5 --labels {star},{heart} --npz numbers.npz")
-    assert [path.name for path in sorted(Path("names").iterdir())] == [f"{i:06d}-{name}.png" for i, name in enumerate(("star", "heart", "star", "heart", "star"))]
+    assert [path.name for path in sorted(Path("names").iterdir())] == [
+        f"{i:06d}-{name}.png" for i, name in enumerate(("star", "heart", "star", "heart", "star"))
+    ]
     assert (array("names.npz") == array("numbers.npz")).all()
     pipe, generator = load_model("run"), torch.Generator().manual_seed(0)
     eps = [torch.cat(parts) for parts in zip(*(pipe.vae.noise(1, generator) for _ in range(5)), strict=True)]
-    assert (array("names.npz") == pipe([star, heart, star, heart, star], eps=eps, output_type="np").images).all()
+    assert (
+        array("names.npz") == pipe([star, heart, star, heart, star], eps=eps, output_type="np").images
+    ).all()
 
 
 def test_guidance_and_temperature_reach_the_model(run):
     calls = []
     pipe_call = recipes.LatentVAEPipeline.__call__
-    for options in ("", "--mean-weight 1.5 --var-weight 3.0", "--mean-weight 1,0.5,0 --temperature 0.5,0.6,0.7"):
+    for options in (
+        "",
+        "--mean-weight 1.5 --var-weight 3.0",
+        "--mean-weight 1,0.5,0 --temperature 0.5,0.6,0.7",
+    ):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(recipes.LatentVAEPipeline, "__call__", lambda self, *given, **more: calls.append(more) or pipe_call(self, *given, **more))
+            patch.setattr(
+                recipes.LatentVAEPipeline,
+                "__call__",
+                lambda self, *given, **more: calls.append(more) or pipe_call(self, *given, **more),
+            )
             done(f"sample run --n 2 {options} --npz guided.npz")
     assert [(c["guidance"].mean_weight, c["guidance"].var_weight, c["temperature"]) for c in calls] == [
-        (0, 0, 1), (1.5, 3, 1), ((1, 0.5, 0), 0, (0.5, 0.6, 0.7))]
+        (0, 0, 1),
+        (1.5, 3, 1),
+        ((1, 0.5, 0), 0, (0.5, 0.6, 0.7)),
+    ]
     assert not calls[0]["guidance"]  # off
 
 
@@ -457,27 +618,30 @@ def test_model_without_classes(plain):
     done("reconstruct plain --data shapes:n=5 --n 2 --out plain.png")
 
 
-@pytest.mark.parametrize("line, needles", [
-    ("", ["--out", "--out-dir", "--npz"]),
-    ("--out x.jpg", ["--out is x.jpg", ".png"]),
-    ("--npz x.png", ["--npz is x.png", ".npz"]),
-    ("--out x.png --classes star --labels 3", ["--classes and --labels"]),
-    ("--out x.png --classes sun", ["'sun'", "star"]),
-    ("--out x.png --classes ,", ["no class is named"]),
-    ("--out x.png --labels 10", ["'10'", "0 to 9"]),
-    ("--out x.png --labels -1", ["'-1'", "0 to 9"]),
-    ("--out x.png --labels star", ["'star'", "0 to 9"]),
-    ("--out x.png --n 0", ["'--n'", "cfvae sample --help"]),
-    ("--out x.png --n many", ["'--n'"]),
-    ("--out x.png --n 4097", ["4096", "--out-dir"]),
-    ("--out x.png --batch-size 0", ["'--batch-size'"]),
-    ("--out x.png --mean-weight a", ["--mean-weight is 'a'"]),
-    ("--out x.png --var-weight nan", ["var_weight is nan"]),
-    ("--out x.png --mean-weight 1,2", ["mean_weight has 2 entries"]),
-    ("--out x.png --temperature -1", ["temperature"]),
-    ("--out x.png --temperature 1,1", ["temperature has 2 entries"]),
-    ("--out-dir run", ["run already holds files", "--out-dir"]),
-])
+@pytest.mark.parametrize(
+    "line, needles",
+    [
+        ("", ["--out", "--out-dir", "--npz"]),
+        ("--out x.jpg", ["--out is x.jpg", ".png"]),
+        ("--npz x.png", ["--npz is x.png", ".npz"]),
+        ("--out x.png --classes star --labels 3", ["--classes and --labels"]),
+        ("--out x.png --classes sun", ["'sun'", "star"]),
+        ("--out x.png --classes ,", ["no class is named"]),
+        ("--out x.png --labels 10", ["'10'", "0 to 9"]),
+        ("--out x.png --labels -1", ["'-1'", "0 to 9"]),
+        ("--out x.png --labels star", ["'star'", "0 to 9"]),
+        ("--out x.png --n 0", ["'--n'", "cfvae sample --help"]),
+        ("--out x.png --n many", ["'--n'"]),
+        ("--out x.png --n 4097", ["4096", "--out-dir"]),
+        ("--out x.png --batch-size 0", ["'--batch-size'"]),
+        ("--out x.png --mean-weight a", ["--mean-weight is 'a'"]),
+        ("--out x.png --var-weight nan", ["var_weight is nan"]),
+        ("--out x.png --mean-weight 1,2", ["mean_weight has 2 entries"]),
+        ("--out x.png --temperature -1", ["temperature"]),
+        ("--out x.png --temperature 1,1", ["temperature has 2 entries"]),
+        ("--out-dir run", ["run already holds files", "--out-dir"]),
+    ],
+)
 def test_sample_errors(run, line, needles):
     refused(f"sample run {line}", *needles)
     assert not Path("x.png").exists()
@@ -495,20 +659,28 @@ def test_damaged_models(run):
     shutil.copytree("run/autoencoder/model", "halved/autoencoder/model")
     shutil.copy("run/recipe.json", "halved")
     Path("halved/autoencoder/model/model.safetensors").write_bytes(b"")
-    refused("encode halved --data shapes:n=9 --out halved-codes", "halved/autoencoder/model", "cannot be read")
+    refused(
+        "encode halved --data shapes:n=9 --out halved-codes", "halved/autoencoder/model", "cannot be read"
+    )
 
 
 # reconstructing and encoding
+
 
 def test_reconstruct_draws_a_row_per_depth(run):
     out = done("reconstruct run --data shapes:n=9,seed=4 --n 3 --depths 1,all --out rows.png")
     assert out == "rows.png, from top to bottom: originals, autoencoder alone, 1 layer, all layers\n"
     picture = np.asarray(Image.open("rows.png"))[::2, ::2]
-    cells = [[picture[2 + 34 * r : 34 + 34 * r, 2 + 34 * c : 34 + 34 * c].astype(int) for c in range(3)] for r in range(4)]
+    cells = [
+        [picture[2 + 34 * r : 34 + 34 * r, 2 + 34 * c : 34 + 34 * c].astype(int) for c in range(3)]
+        for r in range(4)
+    ]
     assert picture.shape == (4 * 34 + 2, 3 * 34 + 2, 3)
     images, labels = Shapes(9, seed=4).batch([0, 3, 6])
     pipe = load_model("run")
-    for row, wanted in zip(cells, [images] + [pipe.reconstruct(images, labels, depth) for depth in (0, 1, None)], strict=True):
+    for row, wanted in zip(
+        cells, [images] + [pipe.reconstruct(images, labels, depth) for depth in (0, 1, None)], strict=True
+    ):
         for cell, image in zip(row, wanted, strict=True):
             assert abs(cell - to_uint8(image).permute(1, 2, 0).numpy().astype(int)).max() <= 1
 
@@ -521,23 +693,32 @@ def test_reconstruct_matches_classes_by_name(run):
     pipe, seen = load_model("run"), []
     with pytest.MonkeyPatch.context() as patch:
         original = recipes.LatentVAEPipeline.reconstruct
-        patch.setattr(recipes.LatentVAEPipeline, "reconstruct", lambda self, images, labels, depth: seen.append(labels) or original(self, images, labels, depth))
+        patch.setattr(
+            recipes.LatentVAEPipeline,
+            "reconstruct",
+            lambda self, images, labels, depth: seen.append(labels) or original(self, images, labels, depth),
+        )
         done("reconstruct run --data folder:two --n 4 --out two.png")
     assert seen[0] == pipe.class_indices(["heart", "heart", "star", "star"])
     Path("two/star").rename("two/cat")
-    refused("reconstruct run --data folder:two --n 4 --out x.png", "two: the model knows no class cat", "disc")
+    refused(
+        "reconstruct run --data folder:two --n 4 --out x.png", "two: the model knows no class cat", "disc"
+    )
     Path("flat").mkdir()
     Image.new("RGB", (32, 32)).save("flat/a.png")
     refused("reconstruct run --data folder:flat --n 1 --out x.png", "flat", "all")
 
 
-@pytest.mark.parametrize("line, needles", [
-    ("--data shapes:n=9 --depths 1,two", ["--depths: 'two'", "1,4,all"]),
-    ("--data shapes:n=9 --depths 4", ["depth is 4", "1 to 3"]),
-    ("--data shapes:n=9 --n 10", ["--n is 10", "9 images"]),
-    ("--data squares", ["squares"]),
-    ("", ["--data"]),
-])
+@pytest.mark.parametrize(
+    "line, needles",
+    [
+        ("--data shapes:n=9 --depths 1,two", ["--depths: 'two'", "1,4,all"]),
+        ("--data shapes:n=9 --depths 4", ["depth is 4", "1 to 3"]),
+        ("--data shapes:n=9 --n 10", ["--n is 10", "9 images"]),
+        ("--data squares", ["squares"]),
+        ("", ["--data"]),
+    ],
+)
 def test_reconstruct_errors(run, line, needles):
     refused(f"reconstruct run {line} --out x.png", *needles)
 
@@ -547,21 +728,37 @@ def test_encode(run):
     with torch.no_grad():
         wanted = load_autoencoder("run").encode(Shapes(9).batch(range(9))[0]).half().numpy()
     assert np.array_equal(np.load("codes/latents.npy"), wanted)
-    assert "18 codes" in done("encode run/pipeline --data shapes:n=9 --out codes --flip")  # codes may be replaced ...
+    assert "18 codes" in done(
+        "encode run/pipeline --data shapes:n=9 --out codes --flip"
+    )  # codes may be replaced ...
     Path("codes/holiday.jpg").write_bytes(b"")
-    refused("encode run --data shapes:n=9 --out codes", "holiday.jpg", "folder of its own")  # ... and nothing else
+    refused(
+        "encode run --data shapes:n=9 --out codes", "holiday.jpg", "folder of its own"
+    )  # ... and nothing else
     assert Path("codes/holiday.jpg").exists()
     refused("encode run --data shapes:n=9 --out .", "folder of its own")
 
 
 # demo and judge
 
+
 def test_demo_goes_on_where_it_was_interrupted(monkeypatch):
-    settings = dict(pair.split("=") for pair in SIZES.split() if "=" in pair) | {"steps": 2, "device": "cpu", "precision": "fp32", "data": "shapes:n=60"}
+    settings = dict(pair.split("=") for pair in SIZES.split() if "=" in pair) | {
+        "steps": 2,
+        "device": "cpu",
+        "precision": "fp32",
+        "data": "shapes:n=60",
+    }
     small = change(preset("shapes-demo"), settings)
     monkeypatch.setitem(PRESETS, "shapes-demo", lambda: small)
     reports = []
-    monkeypatch.setitem(sys.modules, "cfvae.report", types.SimpleNamespace(write_report=lambda run: reports.append(Path(run)) or Path(run) / "report.html"))
+    monkeypatch.setitem(
+        sys.modules,
+        "cfvae.report",
+        types.SimpleNamespace(
+            write_report=lambda run: reports.append(Path(run)) or Path(run) / "report.html"
+        ),
+    )
     with monkeypatch.context() as patch:
         at_step(patch, "autoencoder 1", lambda: signal.raise_signal(signal.SIGINT))
         code, out, _ = call("demo")
@@ -570,14 +767,22 @@ def test_demo_goes_on_where_it_was_interrupted(monkeypatch):
     assert "resuming after step 1" in out and "report: runs/demo/report.html" in out
     stamp = Path("runs/demo/pipeline/vae/model.safetensors").stat().st_mtime_ns
     out = done("demo --out runs/demo")
-    assert "the demo in runs/demo is complete" in out and "report: runs/demo/report.html" in out and reports == [Path("runs/demo")] * 2
+    assert (
+        "the demo in runs/demo is complete" in out
+        and "report: runs/demo/report.html" in out
+        and reports == [Path("runs/demo")] * 2
+    )
     assert Path("runs/demo/pipeline/vae/model.safetensors").stat().st_mtime_ns == stamp
 
 
 def test_train_features(monkeypatch):
     for module in (evaluation, data):
         monkeypatch.setattr(module, "Shapes", lambda n, seed: Shapes(min(n, 64), seed))
-    monkeypatch.setattr(evaluation, "SHAPES_TRAINING", training.TrainingConfig(steps=2, batch_size=8, device="cpu", precision="fp32"))
+    monkeypatch.setattr(
+        evaluation,
+        "SHAPES_TRAINING",
+        training.TrainingConfig(steps=2, batch_size=8, device="cpu", precision="fp32"),
+    )
     assert "of 64 held-out images are recognised" in done("train-features --out judge")
     from safetensors.torch import load_file
 
@@ -614,7 +819,12 @@ sys.exit(main(arguments))
 
 def killed(moment, number, line):
     "A command in a process of its own, which sends itself a signal at a moment of its training."
-    return subprocess.Popen([sys.executable, "-c", DRIVER, moment, str(int(number)), *shlex.split(line)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, moment, str(int(number)), *shlex.split(line)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def same(a, b):
@@ -642,27 +852,49 @@ def test_a_killed_run_ends_as_one_that_was_never_killed(run):
     second = killed("autoencoder 13,", signal.SIGTERM, "train --out killed --resume")
     out, err = second.communicate(timeout=300)
     assert second.returncode == 143 and "resuming after step 5" in out and "Traceback" not in err
-    assert out.splitlines()[-1] == ("stopped by SIGTERM: everything up to step 13 of 30 (autoencoder) is saved; go on with: cfvae train --out killed --resume")
+    assert out.splitlines()[-1] == (
+        "stopped by SIGTERM: everything up to step 13 of 30 (autoencoder) is saved; go on with: cfvae train --out killed --resume"
+    )
     assert load_checkpoint("killed/autoencoder/checkpoints")[0] == 13
 
     third = killed("encoding", signal.SIGKILL, "train --out killed --resume")
     third.communicate(timeout=300)
-    assert third.returncode == -signal.SIGKILL and not Path("killed/latents").exists() and not Path("killed/vae").exists()
+    assert (
+        third.returncode == -signal.SIGKILL
+        and not Path("killed/latents").exists()
+        and not Path("killed/vae").exists()
+    )
 
     fourth = killed("vae 17,", signal.SIGKILL, "train --out killed --resume")
     fourth.communicate(timeout=300)
     assert fourth.returncode == -signal.SIGKILL and load_checkpoint("killed/vae/checkpoints")[0] == 15
     assert not Path("killed/pipeline").exists()
 
-    last = subprocess.run([sys.executable, "-m", "cfvae", "train", "--out", "killed", "--resume"], capture_output=True, text=True, timeout=300)
+    last = subprocess.run(
+        [sys.executable, "-m", "cfvae", "train", "--out", "killed", "--resume"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert last.returncode == 0 and "done: the model is in killed/pipeline" in last.stdout, last.stderr
     for stage in ("autoencoder", "vae"):
         (step, a), (other, b) = (load_checkpoint(f"{name}/{stage}/checkpoints") for name in ("run", "killed"))
         assert step == other == 30 and same({**a, "config": 0}, {**b, "config": 0})
-        lines = [[{k: v for k, v in json.loads(line).items() if k != "examples_per_second"} for line in Path(name, stage, "log.jsonl").read_text().splitlines()]
-                 for name in ("run", "killed")]
+        lines = [
+            [
+                {k: v for k, v in json.loads(line).items() if k != "examples_per_second"}
+                for line in Path(name, stage, "log.jsonl").read_text().splitlines()
+            ]
+            for name in ("run", "killed")
+        ]
         assert lines[0] == lines[1] and len(lines[0]) == 30
-    for file in ("latents/latents.npy", "autoencoder/model/model.safetensors", "pipeline/pipeline.json", "pipeline/autoencoder/model.safetensors",
-                 "pipeline/vae/model.safetensors", "vae/pictures/step-00000030.png"):
+    for file in (
+        "latents/latents.npy",
+        "autoencoder/model/model.safetensors",
+        "pipeline/pipeline.json",
+        "pipeline/autoencoder/model.safetensors",
+        "pipeline/vae/model.safetensors",
+        "vae/pictures/step-00000030.png",
+    ):
         assert Path("run", file).read_bytes() == Path("killed", file).read_bytes(), file
     assert len(list_checkpoints("killed/vae/checkpoints")) == 2

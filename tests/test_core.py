@@ -1,4 +1,5 @@
 "Seeds, devices, pixels, pictures and configs."
+
 import dataclasses
 import json
 import random
@@ -9,8 +10,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cfvae.core import (PALETTE, CfvaeError, check, config_from_dict, config_to_dict, count_parameters, from_uint8, get_device, image_grid,
-                        make_generator, randn, seed_everything, set_style, show_images, to_uint8)
+from cfvae.core import (
+    PALETTE,
+    CfvaeError,
+    check,
+    config_from_dict,
+    config_to_dict,
+    count_parameters,
+    from_uint8,
+    get_device,
+    image_grid,
+    make_generator,
+    randn,
+    seed_everything,
+    set_style,
+    show_images,
+    to_uint8,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +78,13 @@ def test_a_cpu_generator_gives_the_same_noise_on_a_gpu():
 def test_get_device():
     assert get_device("cpu").type == "cpu"
     assert get_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    for wrong in ("gpu", "", "cuda:99", "cuda:256", "cuda:999"):  # PyTorch reads the last two as cuda:0 and cuda:-25
+    for wrong in (
+        "gpu",
+        "",
+        "cuda:99",
+        "cuda:256",
+        "cuda:999",
+    ):  # PyTorch reads the last two as cuda:0 and cuda:-25
         with pytest.raises(CfvaeError, match="use"):
             get_device(wrong)
 
@@ -82,13 +104,21 @@ def test_to_uint8_rounds_clips_and_survives_nan(value):
 
 
 @settings(deadline=None, max_examples=30)
-@given(n=st.integers(1, 13), columns=st.none() | st.integers(1, 6), padding=st.integers(0, 3), scale=st.integers(1, 3))
+@given(
+    n=st.integers(1, 13),
+    columns=st.none() | st.integers(1, 6),
+    padding=st.integers(0, 3),
+    scale=st.integers(1, 3),
+)
 def test_image_grid_places_every_image(n, columns, padding, scale):
     images = from_uint8(torch.arange(1, n + 1, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 3, 4, 5))
     picture = image_grid(images, columns, padding, scale)
     columns = columns or int(np.ceil(np.sqrt(n)))
     rows = -(-n // columns)
-    assert picture.size == (scale * (columns * (5 + padding) + padding), scale * (rows * (4 + padding) + padding))
+    assert picture.size == (
+        scale * (columns * (5 + padding) + padding),
+        scale * (rows * (4 + padding) + padding),
+    )
     pixels = np.asarray(picture)
     for i in range(n):
         top, left = (i // columns) * (4 + padding) + padding, (i % columns) * (5 + padding) + padding

@@ -1,4 +1,5 @@
 "The dataset class, the generated pictures and their entropy, the order of the data."
+
 import itertools
 import math
 import tempfile
@@ -10,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfvae.core import CfvaeError, from_uint8, make_generator
-from cfvae.data import FACTORS, OUTLINES, ImageDataset, Shapes, ShuffledBatches, cifar10, hold_out, horizontal_flip, render_shapes
+from cfvae.data import (
+    FACTORS,
+    OUTLINES,
+    ImageDataset,
+    Shapes,
+    ShuffledBatches,
+    cifar10,
+    hold_out,
+    horizontal_flip,
+    render_shapes,
+)
 
 
 @pytest.fixture
@@ -62,7 +73,9 @@ def test_labels_have_to_fit(few):
     with pytest.raises(CfvaeError, match="few: 6 images but 5 labels"):
         ImageDataset(few.images, [0] * 5, ["a"], "few")
     for wrong in (3, -2):
-        with pytest.raises(CfvaeError, match=rf"few: labels such as \[{wrong}\] are out of range: use 0 to 2"):
+        with pytest.raises(
+            CfvaeError, match=rf"few: labels such as \[{wrong}\] are out of range: use 0 to 2"
+        ):
             ImageDataset(few.images, [0, 1, 2, wrong, 0, 0], few.classes, "few")
 
 
@@ -81,9 +94,16 @@ def test_hold_out_divides_without_loss_or_overlap():
 
 def test_shapes_are_a_function_of_n_seed_and_size():
     a, b = Shapes(20, seed=1, size=16), Shapes(20, seed=1, size=16)
-    assert torch.equal(a.images, b.images) and torch.equal(a.factors, b.factors) and a.fingerprint == b.fingerprint
+    assert (
+        torch.equal(a.images, b.images)
+        and torch.equal(a.factors, b.factors)
+        and a.fingerprint == b.fingerprint
+    )
     assert torch.equal(Shapes(20, seed=1, size=8).factors, a.factors)  # the same scenes at every size
-    prints = {s.fingerprint for s in (a, Shapes(20, seed=2, size=16), Shapes(21, seed=1, size=16), Shapes(20, seed=1, size=8))}
+    prints = {
+        s.fingerprint
+        for s in (a, Shapes(20, seed=2, size=16), Shapes(21, seed=1, size=16), Shapes(20, seed=1, size=8))
+    }
     assert len(prints) == 4
     assert torch.equal(a.labels, a.factors[:, 0]) and a.classes == FACTORS["class"]
     assert a.images.shape == (20, 3, 16, 16) and a.images.dtype == torch.uint8
@@ -111,7 +131,9 @@ def test_shapes_refuse_what_cannot_be_drawn(arguments):
 @pytest.mark.parametrize("size", [16, 32])
 @pytest.mark.parametrize("name", list(OUTLINES))
 def test_round_outlines_ignore_rotation_and_all_others_show_it(name, size):
-    factors = factors_of(**{"class": (list(OUTLINES).index(name),), "rotation": range(8), "size": (0, 3), "position": (12, 23)})
+    factors = factors_of(
+        **{"class": (list(OUTLINES).index(name),), "rotation": range(8), "size": (0, 3), "position": (12, 23)}
+    )
     pictures = render_shapes(factors, size).flatten(1)
     distinct = len(pictures.unique(dim=0))
     assert distinct == (4 if name in ("disc", "ring") else 32)
@@ -119,7 +141,16 @@ def test_round_outlines_ignore_rotation_and_all_others_show_it(name, size):
 
 def test_entropy_equals_the_entropy_counted_on_a_part_of_the_grid():
     classes = [list(OUTLINES).index(name) for name in ("disc", "heart", "star", "ring", "hourglass")]
-    factors = factors_of(**{"class": classes, "rotation": range(8), "position": (0, 7, 24), "colour": (1, 11), "background": (0, 5), "shading": (0, 3)})
+    factors = factors_of(
+        **{
+            "class": classes,
+            "rotation": range(8),
+            "position": (0, 7, 24),
+            "colour": (1, 11),
+            "background": (0, 5),
+            "shading": (0, 3),
+        }
+    )
     _, counts = render_shapes(factors, 16).flatten(1).unique(dim=0, return_counts=True)
     p = counts.double() / counts.sum()
     assert -(p * p.log()).sum().item() == pytest.approx(math.log(len(factors)) - 0.4 * math.log(8), abs=1e-9)
@@ -129,7 +160,9 @@ def test_entropy_equals_the_entropy_counted_on_a_part_of_the_grid():
 
 
 def test_no_two_colours_lights_or_backgrounds_look_alike():
-    factors = factors_of(**{"class": (4,), "colour": range(12), "size": (1,), "background": range(6), "shading": range(4)})
+    factors = factors_of(
+        **{"class": (4,), "colour": range(12), "size": (1,), "background": range(6), "shading": range(4)}
+    )
     assert len(render_shapes(factors, 32).flatten(1).unique(dim=0)) == 12 * 6 * 4
 
 
@@ -142,11 +175,16 @@ def test_the_edge_of_a_disc_is_smooth_and_its_area_right():
 
     radius = torch.tensor(FACTORS["size"])[factors[:, 2]].double()
     exact = 0.81 * math.pi * radius**2 / 4
-    assert ((_coverage(factors, 32).double().mean((1, 2)) / exact - 1).abs() < 0.01).all() and (high > low + 100).all()
+    assert ((_coverage(factors, 32).double().mean((1, 2)) / exact - 1).abs() < 0.01).all() and (
+        high > low + 100
+    ).all()
 
 
 def test_light_brightens_its_side():
-    left, right, top, bottom = render_shapes(factors_of(**{"class": (4,), "colour": (11,), "size": (3,), "position": (12,), "shading": range(4)}), 32)[:, 0].int()
+    left, right, top, bottom = render_shapes(
+        factors_of(**{"class": (4,), "colour": (11,), "size": (3,), "position": (12,), "shading": range(4)}),
+        32,
+    )[:, 0].int()
     assert left[16, 8] > left[16, 24] and right[16, 24] > right[16, 8]
     assert top[8, 16] > top[24, 16] and bottom[24, 16] > bottom[8, 16]
 
@@ -170,7 +208,9 @@ def test_an_epoch_shows_every_image_at_most_once_whatever_the_order_of_asking(n,
 
 def test_the_order_changes_with_seed_and_epoch():
     order = ShuffledBatches(50, 50, seed=0)
-    passes = [tuple(order.batch(step)) for step in range(3)] + [tuple(ShuffledBatches(50, 50, seed=1).batch(0))]
+    passes = [tuple(order.batch(step)) for step in range(3)] + [
+        tuple(ShuffledBatches(50, 50, seed=1).batch(0))
+    ]
     assert len(set(passes)) == 4
 
 
@@ -184,7 +224,10 @@ def test_processes_share_the_batch(world):
         assert sorted(sum(shares, [])) == sorted(whole.batch(step))
 
 
-@pytest.mark.parametrize(("n", "batch", "world", "message"), [(10, 11, 1, "10 images"), (10, 0, 1, "choose 1 to 10"), (10, 5, 2, "2 processes")])
+@pytest.mark.parametrize(
+    ("n", "batch", "world", "message"),
+    [(10, 11, 1, "10 images"), (10, 0, 1, "choose 1 to 10"), (10, 5, 2, "2 processes")],
+)
 def test_impossible_batches_are_refused(n, batch, world, message):
     with pytest.raises(CfvaeError, match=message):
         ShuffledBatches(n, batch, world=world)

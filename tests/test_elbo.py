@@ -29,7 +29,9 @@ def bound(x, mean, std):
     "The package's ELBO with the distortion summed on the grid and the rate in closed form."
     log_q = Normal(torch.tensor(mean, dtype=torch.float64), std).log_prob(GRID)
     distortion = -(log_q.exp() * (log_joint(GRID, x) - Normal(0.0, 1.0).log_prob(GRID))).sum() * STEP
-    q = DiagGaussian(torch.tensor([[mean]], dtype=torch.float64), torch.tensor([[std**2]], dtype=torch.float64))
+    q = DiagGaussian(
+        torch.tensor([[mean]], dtype=torch.float64), torch.tensor([[std**2]], dtype=torch.float64)
+    )
     prior = DiagGaussian(torch.zeros_like(q.mean), torch.ones_like(q.mean))
     return ELBO(distortion.view(1), kl_divergence(q, prior)[:, None]), log_q
 
@@ -67,21 +69,41 @@ def test_importance_weights_are_all_the_evidence_at_the_true_posterior():
     x = torch.tensor([0.7], dtype=torch.float64)
     exact, mean, variance = linear_model(x)
     z = mean + math.sqrt(variance) * torch.randn(9, 1, generator=make_generator(0), dtype=torch.float64)
-    log_w = Normal(z, 0.5).log_prob(x) + Normal(0.0, 1.0).log_prob(z) - Normal(mean, math.sqrt(variance)).log_prob(z)
-    assert torch.allclose(log_w, exact.expand(9, 1)) and torch.allclose(importance_weighted_bound(log_w), exact)
+    log_w = (
+        Normal(z, 0.5).log_prob(x)
+        + Normal(0.0, 1.0).log_prob(z)
+        - Normal(mean, math.sqrt(variance)).log_prob(z)
+    )
+    assert torch.allclose(log_w, exact.expand(9, 1)) and torch.allclose(
+        importance_weighted_bound(log_w), exact
+    )
 
 
 def test_rates_of_a_chain_add_up_to_the_joint_divergence():
     "Two layers, z2 given z1: KL of the joint = rate of the first + average rate of the second (linear-Gaussian, so both are known)."
-    a, b, vq1, vq2, vp2, shift = 0.8, 0.3, 0.4, 0.2, 0.7, 0.5  # q: z1 ~ N(shift, vq1), z2 ~ N(a z1, vq2); p: z1 ~ N(0, 1), z2 ~ N(b z1, vp2)
+    a, b, vq1, vq2, vp2, shift = (
+        0.8,
+        0.3,
+        0.4,
+        0.2,
+        0.7,
+        0.5,
+    )  # q: z1 ~ N(shift, vq1), z2 ~ N(a z1, vq2); p: z1 ~ N(0, 1), z2 ~ N(b z1, vp2)
     q_mean = torch.tensor([shift, a * shift], dtype=torch.float64)
     q_cov = torch.tensor([[vq1, a * vq1], [a * vq1, a * a * vq1 + vq2]], dtype=torch.float64)
     p_cov = torch.tensor([[1.0, b], [b, b * b + vp2]], dtype=torch.float64)
     joint = torch.distributions.kl_divergence(
-        torch.distributions.MultivariateNormal(q_mean, q_cov), torch.distributions.MultivariateNormal(torch.zeros(2, dtype=torch.float64), p_cov))
+        torch.distributions.MultivariateNormal(q_mean, q_cov),
+        torch.distributions.MultivariateNormal(torch.zeros(2, dtype=torch.float64), p_cov),
+    )
     z1 = shift + math.sqrt(vq1) * torch.randn(400_000, 1, generator=make_generator(0), dtype=torch.float64)
-    first = kl_divergence(DiagGaussian(torch.full_like(z1, shift), torch.full_like(z1, vq1)), DiagGaussian(torch.zeros_like(z1), torch.ones_like(z1)))
-    second = kl_divergence(DiagGaussian(a * z1, torch.full_like(z1, vq2)), DiagGaussian(b * z1, torch.full_like(z1, vp2)))
+    first = kl_divergence(
+        DiagGaussian(torch.full_like(z1, shift), torch.full_like(z1, vq1)),
+        DiagGaussian(torch.zeros_like(z1), torch.ones_like(z1)),
+    )
+    second = kl_divergence(
+        DiagGaussian(a * z1, torch.full_like(z1, vq2)), DiagGaussian(b * z1, torch.full_like(z1, vp2))
+    )
     total = ELBO(torch.zeros(len(z1)), torch.stack([first, second], dim=1)).rate
     assert abs(total.mean() - joint) < 5 * total.std() / math.sqrt(len(z1)) < 0.01
 

@@ -8,7 +8,16 @@ import torch
 from cfvae import evaluation
 from cfvae.core import CfvaeError, from_uint8, make_generator
 from cfvae.data import FACTORS, ImageDataset, Shapes, render_shapes
-from cfvae.evaluation import Classifier, ClassifierConfig, class_accuracy, measure_shapes, precision_recall, predict, shapes_classifier, train_classifier
+from cfvae.evaluation import (
+    Classifier,
+    ClassifierConfig,
+    class_accuracy,
+    measure_shapes,
+    precision_recall,
+    predict,
+    shapes_classifier,
+    train_classifier,
+)
 from cfvae.training import TrainingConfig
 
 SHIPPED = Path(evaluation.__file__).parent / "weights" / "shapes-classifier"
@@ -68,18 +77,25 @@ def test_predict_takes_any_number():
 
 
 def test_predict_clips_to_the_range_of_images():
-    assert predict(Known(), torch.full((1, 3, 8, 8), 4.0)).item() == 10 and predict(Known(), torch.full((1, 3, 8, 8), -4.0)).item() == 0
+    assert (
+        predict(Known(), torch.full((1, 3, 8, 8), 4.0)).item() == 10
+        and predict(Known(), torch.full((1, 3, 8, 8), -4.0)).item() == 0
+    )
 
 
 def test_a_classifier_learns():
     images = (torch.rand(64, 3, 8, 8, generator=make_generator(0)) * 40).byte()
     images[32:] += 200
     data = ImageDataset(images, [0] * 32 + [1] * 32, ("dark", "bright"))
-    how = TrainingConfig(steps=30, batch_size=32, learning_rate=1e-2, warmup=2, ema_decay=0.5, precision="fp32", device="cpu")
+    how = TrainingConfig(
+        steps=30, batch_size=32, learning_rate=1e-2, warmup=2, ema_decay=0.5, precision="fp32", device="cpu"
+    )
     judge = train_classifier(data, TINY, how, progress=False)
     again = train_classifier(data, TINY, how, progress=False)
     assert not judge.training and class_accuracy(judge, *data.batch(range(64))) == 1.0
-    assert all(torch.equal(a, b) for a, b in zip(judge.parameters(), again.parameters(), strict=True))  # the seed decides everything
+    assert all(
+        torch.equal(a, b) for a, b in zip(judge.parameters(), again.parameters(), strict=True)
+    )  # the seed decides everything
 
 
 def test_round_trip(tmp_path):
@@ -90,7 +106,14 @@ def test_round_trip(tmp_path):
     assert again.config == TINY and torch.equal(judge(x), again(x))
 
 
-@pytest.mark.parametrize(("fields", "message"), [({"size": 20}, "cannot be halved 3 times"), ({"num_classes": 1}, "num_classes is 1"), ({"size": 6, "widths": (8, 8)}, "halved 2")])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"size": 20}, "cannot be halved 3 times"),
+        ({"num_classes": 1}, "num_classes is 1"),
+        ({"size": 6, "widths": (8, 8)}, "halved 2"),
+    ],
+)
 def test_bad_configs(fields, message):
     with pytest.raises(CfvaeError, match=message):
         ClassifierConfig(**fields)
@@ -99,7 +122,10 @@ def test_bad_configs(fields, message):
 def test_shapes_of_the_classifier():
     assert ClassifierConfig(widths=[8, 8]).widths == (8, 8)
     for config in (TINY, ClassifierConfig(size=32, widths=(8, 16, 8), num_classes=12)):
-        assert Classifier(config)(torch.zeros(2, 3, config.size, config.size)).shape == (2, config.num_classes)
+        assert Classifier(config)(torch.zeros(2, 3, config.size, config.size)).shape == (
+            2,
+            config.num_classes,
+        )
     assert ClassifierConfig().num_classes == len(FACTORS["class"])
 
 
@@ -109,15 +135,25 @@ def test_the_ruler_reads_real_shapes():
     assert (found["background"] == data.factors[:, 5]).float().mean() > 0.99
     assert (found["colour"] == data.factors[:, 1]).float().mean() > 0.99
     place = torch.tensor(FACTORS["position"])[data.factors[:, 3]]
-    discs = data.factors[:, 0] == 0  # a disc is its own centre; where it has nearly the colour of the background a part is missed, hence medians
-    assert (found["y"] - place[:, 0])[discs].abs().median() < 0.04 and (found["x"] - place[:, 1])[discs].abs().median() < 0.04
+    discs = (
+        data.factors[:, 0] == 0
+    )  # a disc is its own centre; where it has nearly the colour of the background a part is missed, hence medians
+    assert (found["y"] - place[:, 0])[discs].abs().median() < 0.04 and (found["x"] - place[:, 1])[
+        discs
+    ].abs().median() < 0.04
     radius = torch.tensor(FACTORS["size"])[data.factors[:, 2]] * 0.9
     assert (found["area"] - torch.pi * radius**2 / 4)[discs].abs().median() < 0.04
 
 
 def test_the_ruler_answers_on_any_picture():
-    for images in (torch.zeros(3, 3, 32, 32), torch.full((3, 3, 16, 16), 1.0), torch.randn(3, 3, 32, 32, generator=make_generator(0))):
-        assert all(found.shape == (3,) and bool(found.isfinite().all()) for found in measure_shapes(images).values())
+    for images in (
+        torch.zeros(3, 3, 32, 32),
+        torch.full((3, 3, 16, 16), 1.0),
+        torch.randn(3, 3, 32, 32, generator=make_generator(0)),
+    ):
+        assert all(
+            found.shape == (3,) and bool(found.isfinite().all()) for found in measure_shapes(images).values()
+        )
 
 
 def clouds(*centres: float, n: int = 200) -> torch.Tensor:
@@ -131,25 +167,39 @@ def test_precision_and_recall_tell_quality_from_coverage():
     assert min(precision_recall(real, clouds(0.0, 5.0) + 0.001)) > 0.9
     precision, recall = precision_recall(real, clouds(0.0))  # good points, half of the data missed
     assert precision > 0.7 and 0.3 < recall < 0.6
-    precision, recall = precision_recall(real, clouds(0.0, 5.0, 20.0, 30.0))  # everything covered, half of the points nonsense
+    precision, recall = precision_recall(
+        real, clouds(0.0, 5.0, 20.0, 30.0)
+    )  # everything covered, half of the points nonsense
     assert 0.3 < precision < 0.6 and recall > 0.7
 
 
 def test_precision_and_recall_by_the_definition():
-    real, drawn, k = torch.randn(30, 4, generator=make_generator(1)), 0.8 * torch.randn(20, 4, generator=make_generator(2)), 3
+    real, drawn, k = (
+        torch.randn(30, 4, generator=make_generator(1)),
+        0.8 * torch.randn(20, 4, generator=make_generator(2)),
+        3,
+    )
 
     def on_the_map(points, others):
         reach = [sorted((o - other).norm().item() for other in others)[k] for o in others]
-        return sum(any((p - o).norm().item() <= r for o, r in zip(others, reach, strict=True)) for p in points) / len(points)
+        return sum(
+            any((p - o).norm().item() <= r for o, r in zip(others, reach, strict=True)) for p in points
+        ) / len(points)
 
-    assert precision_recall(real, drawn, k) == pytest.approx((on_the_map(drawn, real), on_the_map(real, drawn)), abs=0.051)  # a tie may fall either way
+    assert precision_recall(real, drawn, k) == pytest.approx(
+        (on_the_map(drawn, real), on_the_map(real, drawn)), abs=0.051
+    )  # a tie may fall either way
     assert 0 < precision_recall(real, drawn, k)[1] < 1
 
 
-@pytest.mark.parametrize(("real", "drawn", "message"), [
-    (torch.zeros(3, 4), torch.zeros(9, 4), "real: features of more than 3"), (torch.zeros(9, 4), torch.zeros(9, 2, 2), "drawn: features"),
-    (torch.zeros(9, 4), torch.zeros(9, 5), "4 and 5 numbers"),
-])
+@pytest.mark.parametrize(
+    ("real", "drawn", "message"),
+    [
+        (torch.zeros(3, 4), torch.zeros(9, 4), "real: features of more than 3"),
+        (torch.zeros(9, 4), torch.zeros(9, 2, 2), "drawn: features"),
+        (torch.zeros(9, 4), torch.zeros(9, 5), "4 and 5 numbers"),
+    ],
+)
 def test_precision_and_recall_refuse_what_cannot_be_compared(real, drawn, message):
     with pytest.raises(CfvaeError, match=message):
         precision_recall(real, drawn)

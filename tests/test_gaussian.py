@@ -9,9 +9,19 @@ from torch.distributions import Normal
 from torch.distributions import kl_divergence as reference_kl
 
 from cfvae.core import make_generator
-from cfvae.gaussian import SOFTPLUS_BETA, VARIANCE_FLOOR, DiagGaussian, kl_divergence, smooth_variance, sum_dims
+from cfvae.gaussian import (
+    SOFTPLUS_BETA,
+    VARIANCE_FLOOR,
+    DiagGaussian,
+    kl_divergence,
+    smooth_variance,
+    sum_dims,
+)
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+]
 few = settings(max_examples=25, deadline=None)
 
 
@@ -33,7 +43,9 @@ shapes = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(lambda dims: (3
 def test_log_prob_and_kl_agree_with_torch(shape, seed):
     q, p, x = some(shape, seed), some(shape, seed + 1), torch.randn(shape, generator=make_generator(seed))
     assert torch.allclose(q.log_prob(x), normal(q).log_prob(x).flatten(1).sum(1), rtol=1e-4, atol=1e-4)
-    assert torch.allclose(kl_divergence(q, p), reference_kl(normal(q), normal(p)).flatten(1).sum(1), rtol=1e-4, atol=1e-4)
+    assert torch.allclose(
+        kl_divergence(q, p), reference_kl(normal(q), normal(p)).flatten(1).sum(1), rtol=1e-4, atol=1e-4
+    )
     assert kl_divergence(q, p).shape == q.log_prob(x).shape == (3,)
 
 
@@ -78,7 +90,9 @@ def test_temperature_scales_the_standard_deviation():
 
 
 def test_statistics_of_draws():
-    z = DiagGaussian(torch.full((100_000, 1), 3.0), torch.full((100_000, 1), 4.0)).sample(generator=make_generator(0))
+    z = DiagGaussian(torch.full((100_000, 1), 3.0), torch.full((100_000, 1), 4.0)).sample(
+        generator=make_generator(0)
+    )
     assert abs(z.mean() - 3) < 5 * 2 / math.sqrt(100_000) and abs(z.std() - 2) < 0.03
 
 
@@ -86,7 +100,9 @@ def test_statistics_of_draws():
 def test_a_generator_decides_the_draw_on_every_device(device):
     g = DiagGaussian(torch.zeros(2, 3, device=device), torch.ones(2, 3, device=device))
     assert g.sample(generator=make_generator(1)).device.type == device
-    assert torch.equal(g.sample(generator=make_generator(1)).cpu(), torch.randn(2, 3, generator=make_generator(1)))
+    assert torch.equal(
+        g.sample(generator=make_generator(1)).cpu(), torch.randn(2, 3, generator=make_generator(1))
+    )
     assert not torch.equal(g.sample(generator=make_generator(1)), g.sample(generator=make_generator(2)))
 
 
@@ -94,7 +110,9 @@ def test_sampling_does_not_change_its_inputs():
     g, eps = some((2, 3), 7), torch.ones(2, 3)
     mean, variance = g.mean.clone(), g.variance.clone()
     g.sample(eps, temperature=2.0)
-    assert torch.equal(g.mean, mean) and torch.equal(g.variance, variance) and torch.equal(eps, torch.ones(2, 3))
+    assert (
+        torch.equal(g.mean, mean) and torch.equal(g.variance, variance) and torch.equal(eps, torch.ones(2, 3))
+    )
 
 
 @few
@@ -105,7 +123,9 @@ def test_variance_is_positive_with_finite_gradients(value):
     rate = kl_divergence(q, DiagGaussian.standard(q.mean))
     rate.sum().backward()
     assert q.variance.min() >= VARIANCE_FLOOR and rate.isfinite().all() and raw.grad.isfinite().all()
-    assert abs(q.variance.item() - max(math.log1p(math.exp(SOFTPLUS_BETA * value)) / SOFTPLUS_BETA, VARIANCE_FLOOR)) <= 1e-5 * max(1, abs(value))
+    assert abs(
+        q.variance.item() - max(math.log1p(math.exp(SOFTPLUS_BETA * value)) / SOFTPLUS_BETA, VARIANCE_FLOOR)
+    ) <= 1e-5 * max(1, abs(value))
 
 
 def test_the_constants_of_the_variance():
@@ -122,7 +142,11 @@ def test_half_precision_inputs_become_float32(dtype):
     assert g.mean.dtype == g.variance.dtype == g.sample(generator=make_generator(0)).dtype == torch.float32
     assert torch.equal(g.variance, smooth_variance(raw.float()))
     prior = DiagGaussian.standard(mean)
-    assert prior.mean.dtype == torch.float32 and torch.equal(prior.variance, torch.ones(1, 2)) and torch.equal(prior.mean, torch.zeros(1, 2))
+    assert (
+        prior.mean.dtype == torch.float32
+        and torch.equal(prior.variance, torch.ones(1, 2))
+        and torch.equal(prior.mean, torch.zeros(1, 2))
+    )
 
 
 def test_sum_dims_keeps_the_batch():

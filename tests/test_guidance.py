@@ -13,18 +13,31 @@ from cfvae.gaussian import DiagGaussian
 from cfvae.guidance import Guidance, exact_tilt
 from cfvae.hvae import HierarchicalVAE, HierarchicalVAEConfig
 
-CONFIG = HierarchicalVAEConfig(data_channels=2, resolutions=(1, 4), widths=8, encoder_widths=8, multipliers=0, layers=(1, 2), encoder_blocks=1,
-                               latent_channels=3, num_classes=3)
+CONFIG = HierarchicalVAEConfig(
+    data_channels=2,
+    resolutions=(1, 4),
+    widths=8,
+    encoder_widths=8,
+    multipliers=0,
+    layers=(1, 2),
+    encoder_blocks=1,
+    latent_channels=3,
+    num_classes=3,
+)
 
 
 def gaussian(mean: float, variance: float) -> DiagGaussian:
-    return DiagGaussian(torch.tensor([[mean]], dtype=torch.float64), torch.tensor([[variance]], dtype=torch.float64))
+    return DiagGaussian(
+        torch.tensor([[mean]], dtype=torch.float64), torch.tensor([[variance]], dtype=torch.float64)
+    )
 
 
 def tiny(device: str = "cpu") -> HierarchicalVAE:
     seed_everything(0)
     model = HierarchicalVAE(CONFIG)
-    for block in model.decoder.blocks:  # priors start at N(0, 1), whatever the label; give them something to say
+    for (
+        block
+    ) in model.decoder.blocks:  # priors start at N(0, 1), whatever the label; give them something to say
         torch.nn.init.normal_(block.prior_block.last.weight, std=0.5, generator=make_generator(3))
     return model.to(device).eval()
 
@@ -64,7 +77,17 @@ def test_whole_numbers_are_weights_too():
     assert Guidance(2, 4) == Guidance(2.0, 4.0)
 
 
-@pytest.mark.parametrize("weights, on", [((), False), ((0, 0), False), (((0, 0), 0.0), False), ((0.1, 0), True), ((0, -1), True), (((0, 0, 2), 0), True)])
+@pytest.mark.parametrize(
+    "weights, on",
+    [
+        ((), False),
+        ((0, 0), False),
+        (((0, 0), 0.0), False),
+        ((0.1, 0), True),
+        ((0, -1), True),
+        (((0, 0, 2), 0), True),
+    ],
+)
 def test_guidance_is_true_exactly_where_it_is_on(weights, on):
     assert bool(Guidance(*weights)) is on
 
@@ -78,7 +101,11 @@ def test_weights_that_are_no_numbers_are_refused(name, value):
 
 @pytest.mark.parametrize("w", [-1000, -50, 50, 1000])
 def test_variance_stays_finite_and_positive_for_extreme_weights(w):
-    p = Guidance(0, w)(DiagGaussian(torch.zeros(1, 3), torch.tensor([[1e-6, 1.0, 50.0]])), DiagGaussian(torch.zeros(1, 3), torch.ones(1, 3)), 0)
+    p = Guidance(0, w)(
+        DiagGaussian(torch.zeros(1, 3), torch.tensor([[1e-6, 1.0, 50.0]])),
+        DiagGaussian(torch.zeros(1, 3), torch.ones(1, 3)),
+        0,
+    )
     assert p.variance.isfinite().all() and (p.variance > 0).all() and p.std.isfinite().all()
 
 
@@ -103,7 +130,9 @@ def test_exact_tilt_against_densities_normalised_on_a_grid(m_c, v_c, m_u, v_u, w
         return
     half = 10 / math.sqrt(precision)
     z = torch.linspace(tilted.mean.item() - half, tilted.mean.item() + half, 4001, dtype=torch.float64)
-    log = (1 + w) * torch.distributions.Normal(m_c, v_c**0.5).log_prob(z) - w * torch.distributions.Normal(m_u, v_u**0.5).log_prob(z)
+    log = (1 + w) * torch.distributions.Normal(m_c, v_c**0.5).log_prob(z) - w * torch.distributions.Normal(
+        m_u, v_u**0.5
+    ).log_prob(z)
     share = torch.softmax(log, 0)
     mean = (share * z).sum().item()
     assert tilted.mean.item() == pytest.approx(mean, abs=1e-4 * half)
@@ -116,7 +145,9 @@ def test_where_the_tilt_does_not_exist_the_conditional_prior_comes_back():
     tilted, exists = exact_tilt(p_c, p_u, 2.0)  # precisions 4, -0.5 and exactly 0
     assert exists.tolist() == [[True, False, False]]
     assert tilted.mean[0, 1:].tolist() == [2, 3] and tilted.variance[0, 1:].tolist() == [2, 1.5]
-    assert tilted.variance[0, 0].item() == pytest.approx(0.25) and tilted.mean[0, 0].item() == pytest.approx(1.5)
+    assert tilted.variance[0, 0].item() == pytest.approx(0.25) and tilted.mean[0, 0].item() == pytest.approx(
+        1.5
+    )
 
 
 @given(finite, finite, positive, weight)
@@ -132,7 +163,11 @@ def test_rule_and_tilt_agree_for_equal_variances(m_c, m_u, v, w):
 
 def test_weight_zero_is_the_conditional_prior():
     tilted, exists = exact_tilt(gaussian(1.0, 0.5), gaussian(0.0, 1.0), 0.0)
-    assert bool(exists) and tilted.mean.item() == pytest.approx(1) and tilted.variance.item() == pytest.approx(0.5)
+    assert (
+        bool(exists)
+        and tilted.mean.item() == pytest.approx(1)
+        and tilted.variance.item() == pytest.approx(0.5)
+    )
 
 
 # --- sampling with it
@@ -149,17 +184,30 @@ def test_off_takes_the_plain_path_bit_for_bit():
 def test_two_states_without_weight_agree_with_one():
     model, labels = tiny(), torch.tensor([0, 1, 2, 0])
     eps = model.noise(4, make_generator(0))
-    through = model.sample(4, labels, guidance=lambda p_c, p_u, level: Guidance(0, 0)(p_c, p_u, level), eps=eps)
+    through = model.sample(
+        4, labels, guidance=lambda p_c, p_u, level: Guidance(0, 0)(p_c, p_u, level), eps=eps
+    )
     torch.testing.assert_close(through, model.sample(4, labels, eps=eps), atol=1e-5, rtol=1e-5)
 
 
 def test_null_label_makes_every_weight_unguided():
     model, null = tiny(), torch.full((4,), 3)
     eps = model.noise(4, make_generator(0))
-    torch.testing.assert_close(model.sample(4, null, guidance=Guidance(2, 4), eps=eps), model.sample(4, None, eps=eps), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model.sample(4, null, guidance=Guidance(2, 4), eps=eps),
+        model.sample(4, None, eps=eps),
+        atol=1e-5,
+        rtol=1e-5,
+    )
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))])
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
+    ],
+)
 def test_guidance_changes_samples_and_keeps_them_finite(device):
     model, labels = tiny(device), [0, 1, 2]
     eps = model.noise(3, make_generator(0))

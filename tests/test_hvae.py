@@ -13,10 +13,29 @@ from torch.distributions import kl_divergence as reference_kl
 from cfvae.blocks import Attention, ResidualBlock
 from cfvae.core import CfvaeError, make_generator, seed_everything
 from cfvae.gaussian import DiagGaussian, kl_divergence
-from cfvae.hvae import BottomUpEncoder, HierarchicalVAE, HierarchicalVAEConfig, HierarchicalVAEOutput, TopDownBlock, TopDownDecoder
+from cfvae.hvae import (
+    BottomUpEncoder,
+    HierarchicalVAE,
+    HierarchicalVAEConfig,
+    HierarchicalVAEOutput,
+    TopDownBlock,
+    TopDownDecoder,
+)
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
-SMALL = {"data_channels": 2, "resolutions": (1, 2, 4), "widths": 6, "encoder_widths": 5, "multipliers": 1, "layers": (1, 2, 1), "encoder_blocks": 1, "latent_channels": 3}
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+]
+SMALL = {
+    "data_channels": 2,
+    "resolutions": (1, 2, 4),
+    "widths": 6,
+    "encoder_widths": 5,
+    "multipliers": 1,
+    "layers": (1, 2, 1),
+    "encoder_blocks": 1,
+    "latent_channels": 3,
+}
 
 
 def build(seed=0, lively=True, **changes):
@@ -28,7 +47,10 @@ def build(seed=0, lively=True, **changes):
         with torch.no_grad():
             for name, part in model.named_parameters():
                 fan = max(1, part[0].numel()) if part.dim() > 1 and "embedding" not in name else 1
-                part.copy_(torch.randn(part.shape, generator=generator) * (0.7 / math.sqrt(fan) if part.dim() > 1 else 0.1))
+                part.copy_(
+                    torch.randn(part.shape, generator=generator)
+                    * (0.7 / math.sqrt(fan) if part.dim() > 1 else 0.1)
+                )
     return model.eval()
 
 
@@ -49,7 +71,11 @@ def leaning(p_cond, p_uncond, level):
 # rates
 
 
-SLOPES = ((0.0, 0.0), (0.7, 0.4), (-0.5, 0.9))  # of the means of p and q, per layer, on the z of the layer below
+SLOPES = (
+    (0.0, 0.0),
+    (0.7, 0.4),
+    (-0.5, 0.9),
+)  # of the means of p and q, per layer, on the z of the layer below
 OFFSETS = ((0.0, 0.3), (0.2, -0.5), (0.1, 0.4))
 RAWS = ((0.0, -1.0), (-0.5, 0.4), (0.3, -0.8))
 
@@ -58,19 +84,33 @@ def linear_gaussian_chain():
     """A model whose p(z) and q(z | x) are jointly Gaussian: one number per layer.
 
     The state holds (z, -z) of the layer below; SiLU(z) - SiLU(-z) = z, so a mirrored pair passes every SiLU unharmed."""
-    model = HierarchicalVAE(HierarchicalVAEConfig(
-        data_channels=1, resolutions=(1,), widths=2, encoder_widths=1, multipliers=0, layers=3, encoder_blocks=0, latent_channels=1))
+    model = HierarchicalVAE(
+        HierarchicalVAEConfig(
+            data_channels=1,
+            resolutions=(1,),
+            widths=2,
+            encoder_widths=1,
+            multipliers=0,
+            layers=3,
+            encoder_blocks=0,
+            latent_channels=1,
+        )
+    )
     mirror = torch.tensor([1.0, -1.0])
     with torch.no_grad():
         for part in model.parameters():
             part.zero_()
         for block, slopes, offsets, raws in zip(model.decoder.blocks, SLOPES, OFFSETS, RAWS, strict=True):
-            for made, slope, offset, raw in zip((block.prior_block, block.posterior_block), slopes, offsets, raws, strict=True):
+            for made, slope, offset, raw in zip(
+                (block.prior_block, block.posterior_block), slopes, offsets, raws, strict=True
+            ):
                 made.layers[0].weight[:, :, 0, 0] = torch.outer(mirror, mirror)
                 made.layers[1].weight[0, :, 0, 0] = slope * mirror
                 made.layers[1].bias[:2] = torch.tensor([offset, raw])
             block.join.weight[:, :2, 0, 0] = torch.eye(2)
-            block.prior_block.layers[1].weight[2:, :, 0, 0] = -torch.outer(mirror, mirror)  # the residual takes the old z away
+            block.prior_block.layers[1].weight[2:, :, 0, 0] = -torch.outer(
+                mirror, mirror
+            )  # the residual takes the old z away
             block.project_z.weight[:, 0, 0, 0] = mirror  # and the new one comes in
     return model.eval()
 
@@ -103,18 +143,29 @@ def test_rates_are_the_divergences_of_the_walk():
     model = build()
     x = data(model)
     noise = model.noise(3, make_generator(1))
-    features, h, level_of, expected = model.encoder(x, None), model.decoder.start.expand(3, -1, -1, -1), [0, 1, 1, 2], []
+    features, h, level_of, expected = (
+        model.encoder(x, None),
+        model.decoder.start.expand(3, -1, -1, -1),
+        [0, 1, 1, 2],
+        [],
+    )
     for block, level, eps in zip(model.decoder.blocks, level_of, noise, strict=True):
         h = model.decoder.ups[level](h) if h.shape[-1] != features[level].shape[-1] else h
         p, residual = block.prior(h, None)
         q = block.posterior(h, features[level], None)
-        expected.append(reference_kl(torch.distributions.Normal(q.mean, q.std), torch.distributions.Normal(p.mean, p.std)).sum((1, 2, 3)))
+        expected.append(
+            reference_kl(
+                torch.distributions.Normal(q.mean, q.std), torch.distributions.Normal(p.mean, p.std)
+            ).sum((1, 2, 3))
+        )
         h = block.merge(h, q.mean + q.std * eps, residual, None)
     mean, log_variance = model.decoder.head(h).chunk(2, dim=1)
     out = model(x, eps=noise)
     assert isinstance(out, HierarchicalVAEOutput) and out.rates.shape == (3, 4)
     assert torch.allclose(out.rates, torch.stack(expected, 1), rtol=1e-4, atol=1e-4)
-    assert torch.allclose(out.mean, mean, atol=1e-5) and torch.allclose(out.variance, log_variance.exp(), rtol=1e-4)
+    assert torch.allclose(out.mean, mean, atol=1e-5) and torch.allclose(
+        out.variance, log_variance.exp(), rtol=1e-4
+    )
 
 
 def test_posterior_equal_to_prior_costs_nothing():
@@ -142,7 +193,9 @@ def test_guidance_that_is_off_takes_the_plain_path():
     plain = model.sample(4, labels, eps=eps)
     assert torch.equal(model.sample(4, labels, guidance=Off(), eps=eps), plain)
     assert torch.equal(model.sample(4, labels, guidance=None, eps=eps), plain)
-    assert torch.allclose(model.sample(4, labels, guidance=conditional, eps=eps), plain, atol=1e-5)  # two states, weight 0
+    assert torch.allclose(
+        model.sample(4, labels, guidance=conditional, eps=eps), plain, atol=1e-5
+    )  # two states, weight 0
     assert not torch.allclose(model.sample(4, labels, guidance=leaning, eps=eps), plain, atol=1e-2)
 
 
@@ -169,14 +222,18 @@ def test_unconditional_half_ignores_the_label():
 def test_null_label_makes_any_guidance_unguided():
     model = build(num_classes=3)
     eps = model.noise(4, make_generator(0))
-    assert torch.allclose(model.sample(4, [3] * 4, guidance=leaning, eps=eps), model.sample(4, eps=eps), atol=1e-5)
+    assert torch.allclose(
+        model.sample(4, [3] * 4, guidance=leaning, eps=eps), model.sample(4, eps=eps), atol=1e-5
+    )
 
 
 def test_both_states_share_every_z():
     model, seen = build(num_classes=3), []
     original = TopDownBlock.merge
     try:
-        TopDownBlock.merge = lambda self, h, z, residual, label: seen.append((h, z)) or original(self, h, z, residual, label)
+        TopDownBlock.merge = lambda self, h, z, residual, label: (
+            seen.append((h, z)) or original(self, h, z, residual, label)
+        )
         out = model.sample(2, [0, 1], guidance=leaning, generator=make_generator(0))
     finally:
         TopDownBlock.merge = original
@@ -198,7 +255,10 @@ def test_guidance_needs_labels_and_a_learned_prior():
 def test_guidance_takes_temperature():
     model = build(num_classes=3)
     eps, other = (model.noise(2, make_generator(s)) for s in (0, 1))
-    assert torch.equal(model.sample(2, [0, 1], guidance=leaning, temperature=0, eps=eps), model.sample(2, [0, 1], guidance=leaning, temperature=0, eps=other))
+    assert torch.equal(
+        model.sample(2, [0, 1], guidance=leaning, temperature=0, eps=eps),
+        model.sample(2, [0, 1], guidance=leaning, temperature=0, eps=other),
+    )
 
 
 # labels
@@ -252,7 +312,9 @@ def test_labels_are_dropped_at_the_asked_rate():
     assert all(torch.equal(a, torch.tensor([0, 1, 2])) for a in asked[2:]) and len(asked) == 4
 
 
-@pytest.mark.parametrize("labels", [[-1, 0, 1], [0, 1, 4], [0, 1], [0.0, 1.0, 1.5], torch.zeros(3, 1, dtype=torch.int64)])
+@pytest.mark.parametrize(
+    "labels", [[-1, 0, 1], [0, 1, 4], [0, 1], [0.0, 1.0, 1.5], torch.zeros(3, 1, dtype=torch.int64)]
+)
 def test_labels_that_are_no_classes_are_refused(labels):
     model = build(num_classes=3)
     with pytest.raises(CfvaeError, match="labels"):
@@ -279,7 +341,9 @@ def test_labels_change_samples_and_codes():
 
 
 def test_unequal_widths_with_labels():
-    model = build(num_classes=2, widths=(4, 6, 8), encoder_widths=(3, 4, 7), attention=(0, 1, 1), heads=(1, 2, 1))
+    model = build(
+        num_classes=2, widths=(4, 6, 8), encoder_widths=(3, 4, 7), attention=(0, 1, 1), heads=(1, 2, 1)
+    )
     assert model.embedding.weight.shape == (3, 4)
     out = model(data(model), torch.tensor([0, 1, 2]), label_drop=0.5)
     assert out.mean.shape == (3, 2, 4, 4) and model.sample(2, [0, 1], guidance=leaning).shape == (2, 2, 4, 4)
@@ -298,7 +362,11 @@ def test_noise_decides_everything():
     model = build()
     x = data(model)
     eps = model.noise(3, make_generator(5))
-    assert [tuple(e.shape[1:]) for e in eps] == model.latent_shapes == [(3, 1, 1), (3, 2, 2), (3, 2, 2), (3, 4, 4)]
+    assert (
+        [tuple(e.shape[1:]) for e in eps]
+        == model.latent_shapes
+        == [(3, 1, 1), (3, 2, 2), (3, 2, 2), (3, 4, 4)]
+    )
     kept = [e.clone() for e in eps]
     assert torch.equal(model.sample(3, eps=eps), model.sample(3, eps=eps))
     assert torch.equal(model(x, eps=eps).mean, model(x, eps=eps).mean)
@@ -325,9 +393,13 @@ def test_temperature():
     still = model.sample(3, temperature=0.0, eps=eps)
     assert torch.allclose(still, still[:1].expand_as(still), atol=1e-6)
     assert torch.equal(model.sample(3, temperature=1.0, eps=eps), model.sample(3, eps=eps))
-    assert torch.equal(model.sample(3, temperature=(0.5, 0.5, 0.5), eps=eps), model.sample(3, temperature=0.5, eps=eps))
+    assert torch.equal(
+        model.sample(3, temperature=(0.5, 0.5, 0.5), eps=eps), model.sample(3, temperature=0.5, eps=eps)
+    )
     shrunk = [e * t for e, t in zip(eps, (1, 0.5, 0.5, 0), strict=True)]
-    assert torch.allclose(model.sample(3, temperature=(1.0, 0.5, 0.0), eps=eps), model.sample(3, eps=shrunk), atol=1e-6)
+    assert torch.allclose(
+        model.sample(3, temperature=(1.0, 0.5, 0.0), eps=eps), model.sample(3, eps=shrunk), atol=1e-6
+    )
     for wrong in (-0.1, float("nan"), float("inf"), (1.0, 1.0), (1.0, -1.0, 1.0)):
         with pytest.raises(CfvaeError, match="temperature"):
             model.sample(3, temperature=wrong)
@@ -357,7 +429,12 @@ def test_truncated_depth_forgets_the_upper_layers():
     noise = [z if i < 1 else torch.zeros_like(z) for i, z in enumerate(code)]
     # depth 1 by hand: the first z given, then the prior's means
     given = iter(noise[:1])
-    h = model.decoder(3, lambda block, h, level: block.merge(h, next(given, block.prior(h, None)[0].mean), block.prior(h, None)[1], None))
+    h = model.decoder(
+        3,
+        lambda block, h, level: block.merge(
+            h, next(given, block.prior(h, None)[0].mean), block.prior(h, None)[1], None
+        ),
+    )
     assert torch.allclose(model.decoder.output(h).mean, model.reconstruct(x, depth=1), atol=1e-6)
     assert torch.equal(model.reconstruct(x, depth=4), model.reconstruct(x))
 
@@ -407,26 +484,43 @@ def test_loss_stays_finite_at_extreme_raw_values(raw, learned):
 def test_prior_starts_as_the_standard_normal(attention):
     model = build(lively=False, num_classes=3, attention=attention, heads=1)
     for block in model.decoder.blocks:
-        h = 5 * torch.randn(2, 6, 2, 2, generator=make_generator(0)) if block.prior_block.layers[0].weight.shape[-1] == 3 else torch.ones(2, 6, 1, 1)
+        h = (
+            5 * torch.randn(2, 6, 2, 2, generator=make_generator(0))
+            if block.prior_block.layers[0].weight.shape[-1] == 3
+            else torch.ones(2, 6, 1, 1)
+        )
         p, _ = block.prior(h, model.embedding(torch.tensor([0, 1])))
         assert p.mean.abs().max() < 1e-7 and torch.allclose(p.variance, torch.tensor(1.0002), atol=1e-4)
     for part in model.modules():
         if isinstance(part, Attention):
-            x = torch.randn(2, 6 if part.project_out.in_features == 6 else 5, 2, 2, generator=make_generator(1))
+            x = torch.randn(
+                2, 6 if part.project_out.in_features == 6 else 5, 2, 2, generator=make_generator(1)
+            )
             assert torch.equal(part(x), x)
 
 
 def test_starting_weights_are_scaled_by_the_number_of_blocks():
-    model = build(lively=False, layers=(9, 9, 9), encoder_blocks=5, multipliers=0, widths=32, encoder_widths=32)
+    model = build(
+        lively=False, layers=(9, 9, 9), encoder_blocks=5, multipliers=0, widths=32, encoder_widths=32
+    )
 
     def ratio(layers):  # measured spread over Xavier's
         fans = [(layer.in_channels + layer.out_channels) * layer.kernel_size[0] ** 2 for layer in layers]
-        return torch.stack([layer.weight.std() / math.sqrt(2 / fan) for layer, fan in zip(layers, fans, strict=True)]).mean().item()
+        return (
+            torch.stack(
+                [layer.weight.std() / math.sqrt(2 / fan) for layer, fan in zip(layers, fans, strict=True)]
+            )
+            .mean()
+            .item()
+        )
 
     blocks = model.decoder.blocks
     assert abs(ratio([b.shared_block.last for b in blocks]) * math.sqrt(27) - 1) < 0.05
     assert abs(ratio([b.project_z for b in blocks]) * math.sqrt(27) - 1) < 0.05
-    assert abs(ratio([b.shared_block.layers[0] for b in blocks]) - 1) < 0.05 and abs(ratio([b.posterior_block.last for b in blocks]) - 1) < 0.05
+    assert (
+        abs(ratio([b.shared_block.layers[0] for b in blocks]) - 1) < 0.05
+        and abs(ratio([b.posterior_block.last for b in blocks]) - 1) < 0.05
+    )
     encoder = [part for level in model.encoder.levels for part in level if isinstance(part, ResidualBlock)]
     assert abs(ratio([b.last for b in encoder]) * math.sqrt(15) - 1) < 0.05
     assert not model.decoder.start.any() and blocks[0].project_z.bias is None
@@ -434,33 +528,58 @@ def test_starting_weights_are_scaled_by_the_number_of_blocks():
 
 def plain_loss(model, x, labels=None, **arguments):
     out = model(x, labels, **arguments)
-    return (-DiagGaussian(out.mean, torch.full_like(out.mean, 0.05)).log_prob(x) + out.rates.sum(1)).mean() + out.variance.log().square().mean()
+    return (
+        -DiagGaussian(out.mean, torch.full_like(out.mean, 0.05)).log_prob(x) + out.rates.sum(1)
+    ).mean() + out.variance.log().square().mean()
 
 
 def test_gradients_reach_every_parameter():
     "At the first step two kinds of weight wait for others to leave zero; after a few steps nothing but what is known to be idle is without gradient."
-    model = build(lively=False, num_classes=2, attention=(0, 1, 1), heads=(1, 2, 1), layers=(1, 2, 2), encoder_widths=4).train()
+    model = build(
+        lively=False, num_classes=2, attention=(0, 1, 1), heads=(1, 2, 1), layers=(1, 2, 2), encoder_widths=4
+    ).train()
     x, labels = data(model, 8), torch.arange(8) % 2
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
     dead = []
     for step in range(3):
         optimiser.zero_grad()
         generator = make_generator(step)
-        (plain_loss(model, x, labels, label_drop=0.5, generator=generator) + model.spectral_penalty()).backward()
-        dead.append({name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 1e-12})
+        (
+            plain_loss(model, x, labels, label_drop=0.5, generator=generator) + model.spectral_penalty()
+        ).backward()
+        dead.append(
+            {name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 1e-12}
+        )
         optimiser.step()
-    waiting = {name for name in dead[0] if "project_in" in name and ".levels." in name or "prior_block" in name}
+    waiting = {
+        name for name in dead[0] if "project_in" in name and ".levels." in name or "prior_block" in name
+    }
     assert dead[0] == waiting, sorted(dead[0] - waiting)
     assert dead[-1] == set(), sorted(dead[-1])
 
 
 def test_one_batch_overfits():
-    model = build(lively=False, data_channels=3, resolutions=(1, 4, 8), widths=12, encoder_widths=12, layers=1, multipliers=0, latent_channels=4).train()
-    x = torch.rand(4, 3, 2, 2, generator=make_generator(0)).repeat_interleave(4, 2).repeat_interleave(4, 3) * 2 - 1
+    model = build(
+        lively=False,
+        data_channels=3,
+        resolutions=(1, 4, 8),
+        widths=12,
+        encoder_widths=12,
+        layers=1,
+        multipliers=0,
+        latent_channels=4,
+    ).train()
+    x = (
+        torch.rand(4, 3, 2, 2, generator=make_generator(0)).repeat_interleave(4, 2).repeat_interleave(4, 3)
+        * 2
+        - 1
+    )
     optimiser, generator, errors = torch.optim.Adam(model.parameters(), lr=5e-3), make_generator(1), []
     for _ in range(150):
         out = model(x, generator=generator)
-        loss = (-DiagGaussian(out.mean, torch.full_like(out.mean, 0.01)).log_prob(x) + out.rates.sum(1)).mean()
+        loss = (
+            -DiagGaussian(out.mean, torch.full_like(out.mean, 0.01)).log_prob(x) + out.rates.sum(1)
+        ).mean()
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 100)
@@ -489,7 +608,10 @@ def test_evaluation_leaves_no_trace_in_the_model():
     model.sample(2, [0, 1], guidance=leaning)
     model.spectral_penalty()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert not model.sample(2).requires_grad and not model.reconstruct(data(model), torch.tensor([0, 1, 2])).requires_grad
+    assert (
+        not model.sample(2).requires_grad
+        and not model.reconstruct(data(model), torch.tensor([0, 1, 2])).requires_grad
+    )
 
 
 # the spectral penalty of the model
@@ -502,12 +624,16 @@ def test_spectral_penalty_is_the_weighted_sum_over_priors_and_posteriors(learned
         value = model.spectral_penalty()
     layers = []
     for block, resolution in zip(model.decoder.blocks, (1, 2, 2, 4), strict=True):
-        layers += [(block.posterior_block.last, resolution)] + ([(block.prior_block.last, resolution)] if learned else [])
+        layers += [(block.posterior_block.last, resolution)] + (
+            [(block.prior_block.last, resolution)] if learned else []
+        )
     exact = sum(resolution * torch.linalg.svdvals(layer.weight.flatten(1))[0] for layer, resolution in layers)
     assert torch.allclose(value, exact, rtol=1e-3)
     value.backward()
     touched = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
-    assert len(touched) == len(layers) and all(".weight" in name and ("posterior_block" in name or "prior_block" in name) for name in touched)
+    assert len(touched) == len(layers) and all(
+        ".weight" in name and ("posterior_block" in name or "prior_block" in name) for name in touched
+    )
 
 
 # saving
@@ -523,15 +649,27 @@ def test_state_dict_round_trip():
 
 
 def test_save_and_load(tmp_path):
-    model = build(num_classes=3, attention=(0, 1, 0), heads=(1, 2, 1), attention_mode="published", widths=(4, 6, 8), encoder_widths=4)
+    model = build(
+        num_classes=3,
+        attention=(0, 1, 0),
+        heads=(1, 2, 1),
+        attention_mode="published",
+        widths=(4, 6, 8),
+        encoder_widths=4,
+    )
     model.save_pretrained(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    assert {"model.safetensors", "config.json"} <= names and not any(name.endswith((".bin", ".pt", ".pkl")) for name in names)
+    assert {"model.safetensors", "config.json"} <= names and not any(
+        name.endswith((".bin", ".pt", ".pkl")) for name in names
+    )
     loaded = HierarchicalVAE.from_pretrained(tmp_path).eval()
     assert loaded.config == model.config
     eps = model.noise(2, make_generator(0))
     assert torch.equal(loaded.sample(2, [0, 1], eps=eps), model.sample(2, [0, 1], eps=eps))
-    assert torch.equal(loaded.reconstruct(data(model), torch.tensor([0, 1, 2])), model.reconstruct(data(model), torch.tensor([0, 1, 2])))
+    assert torch.equal(
+        loaded.reconstruct(data(model), torch.tensor([0, 1, 2])),
+        model.reconstruct(data(model), torch.tensor([0, 1, 2])),
+    )
 
 
 # configuration
@@ -541,17 +679,36 @@ def test_config_spreads_numbers_over_levels():
     config = HierarchicalVAEConfig(resolutions=[1, 4, 8], widths=[8, 16, 32], layers=2)
     assert config.layers == (2, 2, 2) and config.widths == (8, 16, 32) and config.resolutions == (1, 4, 8)
     assert config.layer_resolutions == (1, 1, 4, 4, 8, 8) and config.resolution == 8
-    assert hash(config) == hash(HierarchicalVAEConfig(resolutions=(1, 4, 8), widths=(8, 16, 32), layers=(2, 2, 2)))
+    assert hash(config) == hash(
+        HierarchicalVAEConfig(resolutions=(1, 4, 8), widths=(8, 16, 32), layers=(2, 2, 2))
+    )
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"resolutions": (4, 2, 1)}, "resolutions.*multiple"), ({"resolutions": (1, 2, 2)}, "resolutions.*multiple"), ({"resolutions": (1, 2, 5)}, "multiple"),
-    ({"resolutions": (0, 2, 4)}, "resolutions"), ({"resolutions": ()}, "resolutions"), ({"layers": (1, 1)}, "layers has 2 entries.*3"), ({"layers": 0}, "layers"),
-    ({"layers": (1, 0, 1)}, "layers"), ({"widths": -4}, "widths"), ({"widths": (4, 4.5, 4)}, "widths"), ({"encoder_widths": 0}, "encoder_widths"),
-    ({"encoder_blocks": -1}, "encoder_blocks"), ({"multipliers": "4"}, "multipliers"), ({"heads": (1, 2, 3, 4)}, "heads has 4"),
-    ({"data_channels": 0}, "data_channels"), ({"latent_channels": 0}, "latent_channels"), ({"num_classes": -1}, "num_classes"), ({"num_classes": 2.0}, "num_classes"),
-    ({"data_channels": "3"}, "data_channels"), ({"attention_mode": "linear"}, "linear.*softmax, published"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resolutions": (4, 2, 1)}, "resolutions.*multiple"),
+        ({"resolutions": (1, 2, 2)}, "resolutions.*multiple"),
+        ({"resolutions": (1, 2, 5)}, "multiple"),
+        ({"resolutions": (0, 2, 4)}, "resolutions"),
+        ({"resolutions": ()}, "resolutions"),
+        ({"layers": (1, 1)}, "layers has 2 entries.*3"),
+        ({"layers": 0}, "layers"),
+        ({"layers": (1, 0, 1)}, "layers"),
+        ({"widths": -4}, "widths"),
+        ({"widths": (4, 4.5, 4)}, "widths"),
+        ({"encoder_widths": 0}, "encoder_widths"),
+        ({"encoder_blocks": -1}, "encoder_blocks"),
+        ({"multipliers": "4"}, "multipliers"),
+        ({"heads": (1, 2, 3, 4)}, "heads has 4"),
+        ({"data_channels": 0}, "data_channels"),
+        ({"latent_channels": 0}, "latent_channels"),
+        ({"num_classes": -1}, "num_classes"),
+        ({"num_classes": 2.0}, "num_classes"),
+        ({"data_channels": "3"}, "data_channels"),
+        ({"attention_mode": "linear"}, "linear.*softmax, published"),
+    ],
+)
 def test_config_refuses_what_cannot_work(changes, message):
     with pytest.raises(CfvaeError, match=message):
         HierarchicalVAEConfig(**{**SMALL, **changes})
@@ -570,10 +727,19 @@ def configs(draw):
         return tuple(draw(st.sampled_from(values)) for _ in resolutions)
 
     return HierarchicalVAEConfig(
-        data_channels=draw(st.integers(1, 3)), resolutions=resolutions, widths=per_level((2, 4, 6)), encoder_widths=per_level((2, 4, 8)),
-        multipliers=per_level((0, 1, 2)), layers=per_level((1, 2, 3)), encoder_blocks=per_level((0, 1, 2)), attention=per_level((0, 1, 2)),
-        heads=per_level((1, 2)), latent_channels=draw(st.integers(1, 3)), num_classes=draw(st.sampled_from([0, 1, 3])),
-        learned_prior=draw(st.booleans()), attention_mode=draw(st.sampled_from(["softmax", "published"])),
+        data_channels=draw(st.integers(1, 3)),
+        resolutions=resolutions,
+        widths=per_level((2, 4, 6)),
+        encoder_widths=per_level((2, 4, 8)),
+        multipliers=per_level((0, 1, 2)),
+        layers=per_level((1, 2, 3)),
+        encoder_blocks=per_level((0, 1, 2)),
+        attention=per_level((0, 1, 2)),
+        heads=per_level((1, 2)),
+        latent_channels=draw(st.integers(1, 3)),
+        num_classes=draw(st.sampled_from([0, 1, 3])),
+        learned_prior=draw(st.booleans()),
+        attention_mode=draw(st.sampled_from(["softmax", "published"])),
     )
 
 
@@ -591,7 +757,9 @@ def test_any_valid_config_works(config, n, depth):
     assert model.sample(n, labels).shape == model.sample(n).shape == x.shape
     assert model.reconstruct(x, labels, depth=min(depth, layers)).shape == x.shape
     features = model.encoder(x, model.label_vectors(labels, n))
-    assert [tuple(f.shape[1:]) for f in features] == [(w, r, r) for w, r in zip(config.encoder_widths, config.resolutions, strict=True)]
+    assert [tuple(f.shape[1:]) for f in features] == [
+        (w, r, r) for w, r in zip(config.encoder_widths, config.resolutions, strict=True)
+    ]
     if config.num_classes and config.learned_prior:
         assert model.sample(n, labels, guidance=leaning).shape == x.shape
 
@@ -608,9 +776,17 @@ def test_unit_prior():
 
 def test_attention_stands_where_the_rule_puts_it():
     model = build(layers=(3, 4, 5), encoder_blocks=(3, 4, 5), attention=(0, 1, 2), heads=1)
-    places = [[i for i, part in enumerate(level) if isinstance(part, Attention)] for level in model.decoder.levels]
-    assert places == [[], [2], [2, 4]]  # after layers 2; 2 and 3, counted from 1, each attention taking a place itself
-    encoder = [[i for i, part in enumerate(level) if isinstance(part, Attention)] for level in model.encoder.levels]
+    places = [
+        [i for i, part in enumerate(level) if isinstance(part, Attention)] for level in model.decoder.levels
+    ]
+    assert places == [
+        [],
+        [2],
+        [2, 4],
+    ]  # after layers 2; 2 and 3, counted from 1, each attention taking a place itself
+    encoder = [
+        [i for i, part in enumerate(level) if isinstance(part, Attention)] for level in model.encoder.levels
+    ]
     assert encoder == [[3, 5], [3], []]  # highest resolution first; after blocks 2 and 3; 2, counted from 0
 
 
@@ -618,13 +794,20 @@ def test_parts_can_be_used_alone():
     config = HierarchicalVAEConfig(**SMALL)
     features = BottomUpEncoder(config)(torch.zeros(2, 2, 4, 4), None)
     decoder = TopDownDecoder(config)
-    h = decoder(2, lambda block, h, level: block.merge(h, block.posterior(h, features[level], None).mean, block.prior(h, None)[1], None))
+    h = decoder(
+        2,
+        lambda block, h, level: block.merge(
+            h, block.posterior(h, features[level], None).mean, block.prior(h, None)[1], None
+        ),
+    )
     assert decoder.output(h).mean.shape == (2, 2, 4, 4)
 
 
 def test_models_can_be_built_without_memory():
     with torch.device("meta"):
-        model = HierarchicalVAE(HierarchicalVAEConfig(**{**SMALL, "num_classes": 3, "attention": 1, "heads": 1}))
+        model = HierarchicalVAE(
+            HierarchicalVAEConfig(**{**SMALL, "num_classes": 3, "attention": 1, "heads": 1})
+        )
     assert all(part.is_meta for part in (*model.parameters(), *model.buffers()))
     solid = build(num_classes=3, attention=1, heads=1)
     model.to_empty(device="cpu").load_state_dict(solid.state_dict())
@@ -650,5 +833,8 @@ def test_kl_is_shared_with_the_gaussian_lesson():
         nn.init.zeros_(made.last.weight)
     block.prior_block.last.bias.data[:6] = torch.tensor([0.0, 1.0, 2.0, 0.5, 0.0, -0.5])
     block.posterior_block.last.bias.data[:] = torch.tensor([1.0, 1.0, 0.0, 0.0, -1.0, 2.0])
-    q, p = (DiagGaussian.from_raw(*made.last.bias[None, :6].chunk(2, dim=1)) for made in (block.posterior_block, block.prior_block))
+    q, p = (
+        DiagGaussian.from_raw(*made.last.bias[None, :6].chunk(2, dim=1))
+        for made in (block.posterior_block, block.prior_block)
+    )
     assert torch.allclose(model(data(model)).rates[:, 0], kl_divergence(q, p).expand(3), rtol=1e-5)

@@ -42,7 +42,9 @@ def picture(width=60, height=40, seed=0):
     "A smooth picture that no flip or rotation maps onto itself."
     y, x = np.mgrid[0:height, 0:width] / height
     shift = (seed * 37 % 100) / 200
-    return Image.fromarray((np.stack([x / 1.5, y, 0.9 - 0.6 * y + shift * x / 1.5], -1).clip(0, 1) * 255).astype(np.uint8))
+    return Image.fromarray(
+        (np.stack([x / 1.5, y, 0.9 - 0.6 * y + shift * x / 1.5], -1).clip(0, 1) * 255).astype(np.uint8)
+    )
 
 
 def rgb(image, size=20):
@@ -187,7 +189,9 @@ def test_centre_crop_of_tall_and_wide_and_tiny(tmp_path):
         array[(height - side) // 2 :, (width - side) // 2 :][:side, :side] = 255
         Image.fromarray(array).save(tmp_path / f"{i}.png")
         decoded, shorter = decode_image(tmp_path / f"{i}.png", 15)
-        assert shorter == side and decoded.mean() > (245 if side > 1 else 200)  # enlarging looks a little beyond the square
+        assert shorter == side and decoded.mean() > (
+            245 if side > 1 else 200
+        )  # enlarging looks a little beyond the square
 
 
 def test_shrinking_averages(tmp_path):
@@ -204,7 +208,9 @@ def test_draft_keeps_the_picture_and_the_reported_size(tmp_path):
 
 def test_an_image_of_the_right_size_is_not_touched(tmp_path):
     picture(20, 20).save(tmp_path / "a.png")
-    assert np.array_equal(decode_image(tmp_path / "a.png", 20)[0], np.asarray(picture(20, 20)).transpose(2, 0, 1))
+    assert np.array_equal(
+        decode_image(tmp_path / "a.png", 20)[0], np.asarray(picture(20, 20)).transpose(2, 0, 1)
+    )
 
 
 def test_postscript_is_never_interpreted(tmp_path):
@@ -229,8 +235,16 @@ def damage(folder, monkeypatch):
     (folder / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
     picture(101, 100).save(folder / "bomb.png")
     os.symlink(folder / "gone.png", folder / "link.png")
-    return {"cut.jpg": "truncated", "cut.png": "", "cut.gif": "", "empty.png": "empty file", "text.jpg": "not an image", "phone.heic": "not an image",
-            "bomb.png": "more than 10,000 pixels", "link.png": "no such file"}
+    return {
+        "cut.jpg": "truncated",
+        "cut.png": "",
+        "cut.gif": "",
+        "empty.png": "empty file",
+        "text.jpg": "not an image",
+        "phone.heic": "not an image",
+        "bomb.png": "more than 10,000 pixels",
+        "link.png": "no such file",
+    }
 
 
 def test_damaged_files_are_left_out_counted_and_named_once(tmp_path, cache, monkeypatch):
@@ -264,7 +278,15 @@ def test_a_tree_of_damaged_files_only(tmp_path, cache, monkeypatch):
 def test_an_unreadable_file_is_reported(tmp_path, cache, monkeypatch):
     grow(tmp_path / "t", ["a/1.png", "b/1.png", "b/2.png"])
     real = Image.open
-    monkeypatch.setattr(Image, "open", lambda path, **k: real(path, **k) if "2.png" not in str(path) else (_ for _ in ()).throw(PermissionError(errno.EACCES, "Permission denied")))
+    monkeypatch.setattr(
+        Image,
+        "open",
+        lambda path, **k: (
+            real(path, **k)
+            if "2.png" not in str(path)
+            else (_ for _ in ()).throw(PermissionError(errno.EACCES, "Permission denied"))
+        ),
+    )
     dataset, _ = quiet(f"folder:{tmp_path / 't'}", cache=cache)
     assert dataset.skipped == [("b/2.png", "permission denied")]
 
@@ -286,8 +308,15 @@ def test_mutated_files_never_raise(tmp_path):
     seeds = []
     exif = Image.Exif()
     exif[0x0112] = 6
-    for kind, image, options in (("JPEG", picture(), {"exif": exif}), ("PNG", picture().quantize(16), {}), ("PNG", picture().convert("RGBA"), {"exif": exif}),
-                                 ("GIF", picture().quantize(16), {}), ("TIFF", picture(), {"compression": "tiff_lzw"}), ("WEBP", picture(), {}), ("BMP", picture(), {})):
+    for kind, image, options in (
+        ("JPEG", picture(), {"exif": exif}),
+        ("PNG", picture().quantize(16), {}),
+        ("PNG", picture().convert("RGBA"), {"exif": exif}),
+        ("GIF", picture().quantize(16), {}),
+        ("TIFF", picture(), {"compression": "tiff_lzw"}),
+        ("WEBP", picture(), {}),
+        ("BMP", picture(), {}),
+    ):
         file = io.BytesIO()
         image.save(file, kind, **options)
         seeds.append(file.getvalue())
@@ -313,14 +342,27 @@ def test_mutated_files_never_raise(tmp_path):
 
 @pytest.mark.parametrize("prefix", ["", "top/", "top/train/", "train/", "Train/", "a/b/c/"])
 def test_single_top_folders_are_descended(tmp_path, prefix):
-    listing = list_folder(grow(tmp_path / "t", [f"{prefix}{name}" for name in ("dog/2.png", "dog/1.png", "cat/x/1.png", "Bee/1.png")]))
+    listing = list_folder(
+        grow(
+            tmp_path / "t",
+            [f"{prefix}{name}" for name in ("dog/2.png", "dog/1.png", "cat/x/1.png", "Bee/1.png")],
+        )
+    )
     assert listing.classes == ("Bee", "cat", "dog") and listing.labels == (0, 1, 2, 2)
-    assert [name.removeprefix(prefix) for name in listing.names] == ["Bee/1.png", "cat/x/1.png", "dog/1.png", "dog/2.png"]
+    assert [name.removeprefix(prefix) for name in listing.names] == [
+        "Bee/1.png",
+        "cat/x/1.png",
+        "dog/1.png",
+        "dog/2.png",
+    ]
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "Validation", "test"])
 def test_splits_share_the_classes_of_training(tmp_path, val):
-    root = grow(tmp_path / "t", ["train/a/1.png", "train/b/1.png", "train/c/1.png", f"{val}/c/1.png", f"{val}/a/1.png"])
+    root = grow(
+        tmp_path / "t",
+        ["train/a/1.png", "train/b/1.png", "train/c/1.png", f"{val}/c/1.png", f"{val}/a/1.png"],
+    )
     assert list_folder(root).labels == (0, 1, 2)
     listing = list_folder(root, train=False)
     assert listing.classes == ("a", "b", "c") and listing.labels == (0, 2)
@@ -332,15 +374,25 @@ def test_splits_that_cannot_be_used(tmp_path):
     with pytest.raises(CfvaeError, match="no validation split"):
         list_folder(grow(tmp_path / "only", ["train/a/1.png", "train/b/1.png"]), train=False)
     with pytest.raises(CfvaeError, match="training split lacks: d"):
-        list_folder(grow(tmp_path / "more", ["train/a/1.png", "train/b/1.png", "val/a/1.png", "val/d/1.png"]), train=False)
+        list_folder(
+            grow(tmp_path / "more", ["train/a/1.png", "train/b/1.png", "val/a/1.png", "val/d/1.png"]),
+            train=False,
+        )
     with pytest.raises(CfvaeError, match="none at all"):
         list_folder(grow(tmp_path / "flat", ["train/a/1.png", "train/b/1.png", "val/1.png"]), train=False)
 
 
 def test_a_class_may_be_called_train(tmp_path):
-    assert list_folder(grow(tmp_path / "t", ["train/1.png", "tram/1.png", "test/1.png"])).classes == ("test", "train", "tram")
+    assert list_folder(grow(tmp_path / "t", ["train/1.png", "tram/1.png", "test/1.png"])).classes == (
+        "test",
+        "train",
+        "tram",
+    )
     flat = grow(tmp_path / "u", ["train/1.png", "test/1.png", "test/2.png"])
-    assert list_folder(flat).names == ("train/1.png",) and list_folder(flat, train=False).names == ("test/1.png", "test/2.png")
+    assert list_folder(flat).names == ("train/1.png",) and list_folder(flat, train=False).names == (
+        "test/1.png",
+        "test/2.png",
+    )
 
 
 def test_flat_folders_have_no_labels(tmp_path, cache):
@@ -384,7 +436,10 @@ def test_a_tree_without_images(tmp_path, cache):
 
 
 def test_hidden_files_are_ignored(tmp_path):
-    root = grow(tmp_path / "t", ["a/1.png", "b/1.png", "__MACOSX/a/1.png", ".cache/1.png", "a/.hidden.png", "a/._1.png"])
+    root = grow(
+        tmp_path / "t",
+        ["a/1.png", "b/1.png", "__MACOSX/a/1.png", ".cache/1.png", "a/.hidden.png", "a/._1.png"],
+    )
     (root / ".DS_Store").write_bytes(b"x")
     assert list_folder(root).names == ("a/1.png", "b/1.png") and list_folder(root).notes == ()
 
@@ -411,12 +466,21 @@ def test_class_root_of_hand_made_folders():
     def folder(name, *inner, n=0):
         return Folder(name, [f"{name}/{i}.png" for i in range(n)], list(inner), [])
 
-    tree = folder("", folder("x", folder("x/train", folder("x/train/a", n=1)), folder("x/val", folder("x/val/a", n=1)), folder("x/docs", n=2)))
+    tree = folder(
+        "",
+        folder(
+            "x",
+            folder("x/train", folder("x/train/a", n=1)),
+            folder("x/val", folder("x/val/a", n=1)),
+            folder("x/docs", n=2),
+        ),
+    )
     assert class_root(tree).name == "x/train" and class_root(tree, train=False).name == "x/val"
 
 
-names = st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=20) | st.binary(min_size=1, max_size=20).map(
-    lambda b: os.fsdecode(b.replace(b"/", b"_").replace(b"\0", b"_")))
+names = st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=20) | st.binary(
+    min_size=1, max_size=20
+).map(lambda b: os.fsdecode(b.replace(b"/", b"_").replace(b"\0", b"_")))
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -428,7 +492,12 @@ def test_odd_names(tmp_path_factory, folders, name):
     written = set()
     for folder in folders:
         path = os.path.join(root, folder)
-        if folder in (".", "..") or len(os.fsencode(folder)) > 200 or len(os.fsencode(name)) > 200 or os.path.exists(path):
+        if (
+            folder in (".", "..")
+            or len(os.fsencode(folder)) > 200
+            or len(os.fsencode(name)) > 200
+            or os.path.exists(path)
+        ):
             continue
         os.mkdir(path)
         with open(os.path.join(path, name + ".png"), "wb") as out:
@@ -444,7 +513,10 @@ def test_odd_names(tmp_path_factory, folders, name):
     dataset, told = quiet(f"folder:{root}", cache=root / ".cache")
     assert len(dataset) == len(written) == len(dataset.classes) and len(dataset.skipped) == 1
     "".join([*told, *dataset.classes, dataset.skipped[0][0]]).encode("utf-8")  # can be printed
-    assert list(dataset.classes) == [printable(folder) for folder in sorted(written)] and "\n" not in dataset.skipped[0][0]
+    assert (
+        list(dataset.classes) == [printable(folder) for folder in sorted(written)]
+        and "\n" not in dataset.skipped[0][0]
+    )
 
 
 # ---- Tiny-ImageNet --------------------------------------------------------------------------------------------------
@@ -453,12 +525,20 @@ def test_odd_names(tmp_path_factory, folders, name):
 @pytest.fixture
 def tiny(tmp_path):
     root = tmp_path / "tiny"
-    grow(root / "top", [f"train/{code}/images/{code}_{i}.JPEG" for code in ("n3", "n1", "n2") for i in range(2)] + [f"val/images/val_{i}.JPEG" for i in range(4)]
-         + ["test/images/test_0.JPEG"])
+    grow(
+        root / "top",
+        [f"train/{code}/images/{code}_{i}.JPEG" for code in ("n3", "n1", "n2") for i in range(2)]
+        + [f"val/images/val_{i}.JPEG" for i in range(4)]
+        + ["test/images/test_0.JPEG"],
+    )
     (root / "top" / "train" / "n1" / "n1_boxes.txt").write_text("n1_0.JPEG\t0\t0\t9\t9\n")
     (root / "top" / "wnids.txt").write_text("n3\nn2\nn1\n")
-    (root / "top" / "words.txt").write_text("n1\tcrane, lifting machine\nn2\tgoose\nn3\tcrane, wading bird\nn4\tsnail\n")
-    (root / "top" / "val" / "val_annotations.txt").write_text("".join(f"val_{i}.JPEG\t{c}\t0\t0\t9\t9\n" for i, c in enumerate(("n3", "n1", "n2", "n3"))))
+    (root / "top" / "words.txt").write_text(
+        "n1\tcrane, lifting machine\nn2\tgoose\nn3\tcrane, wading bird\nn4\tsnail\n"
+    )
+    (root / "top" / "val" / "val_annotations.txt").write_text(
+        "".join(f"val_{i}.JPEG\t{c}\t0\t0\t9\t9\n" for i, c in enumerate(("n3", "n1", "n2", "n3")))
+    )
     return root
 
 
@@ -468,7 +548,9 @@ def test_tiny_imagenet_labels_agree_between_splits(tiny, cache):
     assert train.classes == val.classes == ("crane (n1)", "goose", "crane (n3)")
     assert train.labels.tolist() == [0, 0, 1, 1, 2, 2] and val.labels.tolist() == [2, 0, 1, 2] and not told
     assert len({train.fingerprint, val.fingerprint}) == 2
-    assert quiet(f"tiny-imagenet:{tiny}", cache=cache)[0].labels.tolist() == train.labels.tolist()  # neither split displaced the other
+    assert (
+        quiet(f"tiny-imagenet:{tiny}", cache=cache)[0].labels.tolist() == train.labels.tolist()
+    )  # neither split displaced the other
 
 
 def test_tiny_imagenet_through_folder_and_bare_top(tiny):
@@ -485,7 +567,10 @@ def test_tiny_imagenet_with_a_subset_of_classes(tiny):
     listing = list_tiny_imagenet(tiny, train=False)
     assert len(listing.classes) == 3 and listing.labels == (2, 0, 1, 2)
     assert any("1 images without a known class" in note for note in listing.notes)
-    assert any("2 images named in val_annotations.txt are not there" in note and "val_9.JPEG" in note for note in listing.notes)
+    assert any(
+        "2 images named in val_annotations.txt are not there" in note and "val_9.JPEG" in note
+        for note in listing.notes
+    )
 
 
 def test_tiny_imagenet_without_its_parts(tiny):
@@ -531,9 +616,14 @@ def png(seed=0):
     return file.getvalue()
 
 
-@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "x.tgz", "x.tar.xz", "x.txz", "x.tar.bz2", "X.ZIP", "x.zip"])
+@pytest.mark.parametrize(
+    "name", ["x.tar", "x.tar.gz", "x.tgz", "x.tar.xz", "x.txz", "x.tar.bz2", "X.ZIP", "x.zip"]
+)
 def test_archives_give_what_their_folder_gives(tmp_path, cache, name):
-    root = grow(tmp_path / "src", ["top/train/b/1.png", "top/train/a/1.png", "top/train/a/2.png", "__MACOSX/top/._1.png"])
+    root = grow(
+        tmp_path / "src",
+        ["top/train/b/1.png", "top/train/a/1.png", "top/train/a/2.png", "__MACOSX/top/._1.png"],
+    )
     (root / "top" / "train" / "void").mkdir()
     if name.lower().endswith("zip"):
         with zipfile.ZipFile(tmp_path / name, "w") as file:
@@ -545,7 +635,12 @@ def test_archives_give_what_their_folder_gives(tmp_path, cache, name):
             tar.add(root, arcname=".")
     direct, _ = quiet(f"folder:{root}", cache=cache)
     packed, told = quiet(f"folder:{tmp_path / name}", cache=cache)
-    assert packed.classes == ("a", "b") and packed.labels.tolist() == [0, 0, 1] and len(told) == 1 and "void" in told[0]
+    assert (
+        packed.classes == ("a", "b")
+        and packed.labels.tolist() == [0, 0, 1]
+        and len(told) == 1
+        and "void" in told[0]
+    )
     assert packed.fingerprint == direct.fingerprint and packed.name == name
     assert unpack(tmp_path / name, cache) == unpack(tmp_path / name, cache)
     assert len(list((cache / "unpacked").iterdir())) == 1
@@ -586,18 +681,23 @@ def test_malicious_tars_write_nothing(tmp_path, kind):
     before = set(tmp_path.rglob("*"))
     with pytest.raises(CfvaeError, match=message) as caught:
         open_dataset(f"folder:{archive}", 8, cache=box / "cache")
-    assert "evil.tar: member '" in str(caught.value) and (info.name in str(caught.value) or "\\\\" in str(caught.value))
+    assert "evil.tar: member '" in str(caught.value) and (
+        info.name in str(caught.value) or "\\\\" in str(caught.value)
+    )
     assert set(tmp_path.rglob("*")) - before == {box / "cache", box / "cache" / "unpacked"}
 
 
-@pytest.mark.parametrize("name, mode, message", [
-    ("../escaped.png", stat.S_IFREG, "outside its folder"),
-    ("/escaped.png", stat.S_IFREG, "outside its folder"),
-    ("C:/escaped.png", stat.S_IFREG, "outside its folder"),
-    ("..\\escaped.png", stat.S_IFREG, "outside its folder"),
-    ("link", stat.S_IFLNK, "is a link"),
-    ("pipe", stat.S_IFIFO, "is a device"),
-])
+@pytest.mark.parametrize(
+    "name, mode, message",
+    [
+        ("../escaped.png", stat.S_IFREG, "outside its folder"),
+        ("/escaped.png", stat.S_IFREG, "outside its folder"),
+        ("C:/escaped.png", stat.S_IFREG, "outside its folder"),
+        ("..\\escaped.png", stat.S_IFREG, "outside its folder"),
+        ("link", stat.S_IFLNK, "is a link"),
+        ("pipe", stat.S_IFIFO, "is a device"),
+    ],
+)
 def test_malicious_zips_write_nothing(tmp_path, name, mode, message):
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as file:
         file.writestr("a/1.png", png())
@@ -607,7 +707,11 @@ def test_malicious_zips_write_nothing(tmp_path, name, mode, message):
     before = set(tmp_path.rglob("*"))
     with pytest.raises(CfvaeError, match=message):
         unpack(tmp_path / "evil.zip", tmp_path / "box" / "cache")
-    assert set(tmp_path.rglob("*")) - before == {tmp_path / "box", tmp_path / "box" / "cache", tmp_path / "box" / "cache" / "unpacked"}
+    assert set(tmp_path.rglob("*")) - before == {
+        tmp_path / "box",
+        tmp_path / "box" / "cache",
+        tmp_path / "box" / "cache" / "unpacked",
+    }
 
 
 @pytest.mark.parametrize("kind", ["tar.xz", "tar.gz", "zip"])
@@ -691,7 +795,9 @@ def root(tmp_path):
 def decodings(monkeypatch):
     "The names of the files that were decoded, in order."
     done, real = [], images.decode_image
-    monkeypatch.setattr(images, "decode_image", lambda path, size: done.append(os.path.basename(path)) or real(path, size))
+    monkeypatch.setattr(
+        images, "decode_image", lambda path, size: done.append(os.path.basename(path)) or real(path, size)
+    )
     return done
 
 
@@ -699,7 +805,9 @@ def test_the_copy_is_reused_and_memory_mapped(root, cache, decodings):
     first, _ = quiet(f"folder:{root}", cache=cache)
     assert len(decodings) == 3
     again, _ = quiet(f"folder:{root}", cache=cache)
-    assert len(decodings) == 3 and again.fingerprint == first.fingerprint and isinstance(again.images, np.memmap)
+    assert (
+        len(decodings) == 3 and again.fingerprint == first.fingerprint and isinstance(again.images, np.memmap)
+    )
     assert again.size == 8 and again.classes == ("a", "b") and torch.equal(first.labels, again.labels)
     assert torch.equal(first.batch([0, 2])[0], again.batch([0, 2])[0])
     quiet(f"folder:{root}", 4, cache=cache)
@@ -778,7 +886,9 @@ class Full(io.BytesIO):
 
 
 def fail_writes(monkeypatch):
-    monkeypatch.setattr(images, "open", lambda path, mode="r": Full() if "w" in mode else open(path, mode), raising=False)
+    monkeypatch.setattr(
+        images, "open", lambda path, mode="r": Full() if "w" in mode else open(path, mode), raising=False
+    )
 
 
 def test_a_full_disk_while_decoding(root, cache, monkeypatch):
@@ -839,7 +949,9 @@ def test_many_images_keep_their_order(tmp_path, cache, monkeypatch):
     dataset, _ = quiet(f"folder:{root}", 4, cache=cache)
     listing = list_folder(root)
     values = [int(name[-8:-4]) for name in listing.names]
-    assert dataset.images[:, 0, 0, 0].tolist() == [v % 256 for v in values] and dataset.images[:, 1, 0, 0].tolist() == [v // 256 for v in values]
+    assert dataset.images[:, 0, 0, 0].tolist() == [v % 256 for v in values] and dataset.images[
+        :, 1, 0, 0
+    ].tolist() == [v // 256 for v in values]
     assert dataset.labels.tolist() == [v % 3 for v in values]
 
 
@@ -849,7 +961,9 @@ def test_many_images_keep_their_order(tmp_path, cache, monkeypatch):
 def test_shapes_options():
     assert torch.equal(open_dataset("shapes:n=12,seed=3", 16).images, Shapes(12, 3, 16).images)
     assert torch.equal(open_dataset("shapes:seed=3,n=12", 16).images, Shapes(12, 3, 16).images)
-    assert not torch.equal(open_dataset("shapes:n=12,seed=3", 16, train=False).images, Shapes(12, 3, 16).images)
+    assert not torch.equal(
+        open_dataset("shapes:n=12,seed=3", 16, train=False).images, Shapes(12, 3, 16).images
+    )
     for options in ("n=ten", "n=-1", "n", "seed=1.5", "n=²", "n=" + "9" * 30):
         with pytest.raises(CfvaeError, match="must be a whole number"):
             open_dataset(f"shapes:{options}", 16)
@@ -857,18 +971,21 @@ def test_shapes_options():
         open_dataset("shapes:colour=3", 16)
 
 
-@pytest.mark.parametrize("spec, message", [
-    ("imagenet", "unknown dataset 'imagenet': use shapes"),
-    ("Folder:x", "unknown dataset"),
-    ("", "unknown dataset"),
-    ("cifar10:x", "unknown dataset 'cifar10:x'"),
-    ("folder:", "needs a path"),
-    ("folder:no/such/place", "no/such/place does not exist"),
-    ("tiny-imagenet:no/such/place", "does not exist"),
-    ("folder:" + "x" * 5000, "does not exist"),
-    ("folder:a\0b", "does not exist"),
-    (None, "named by a string"),
-])
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("imagenet", "unknown dataset 'imagenet': use shapes"),
+        ("Folder:x", "unknown dataset"),
+        ("", "unknown dataset"),
+        ("cifar10:x", "unknown dataset 'cifar10:x'"),
+        ("folder:", "needs a path"),
+        ("folder:no/such/place", "no/such/place does not exist"),
+        ("tiny-imagenet:no/such/place", "does not exist"),
+        ("folder:" + "x" * 5000, "does not exist"),
+        ("folder:a\0b", "does not exist"),
+        (None, "named by a string"),
+    ],
+)
 def test_specs_that_mean_nothing(spec, message):
     with pytest.raises(CfvaeError, match=message):
         open_dataset(spec, 8)
@@ -891,17 +1008,27 @@ def test_cifar10_is_resized_once(cache, monkeypatch):
     monkeypatch.setattr(images, "cifar10", lambda root, train: asked.append((root, train)) or source)
     assert open_dataset("cifar10", 32, cache=cache) is source
     small = open_dataset("cifar10", 16, cache=cache, train=False)
-    assert small.images.shape == (6, 3, 16, 16) and small.labels.tolist() == list(range(6)) and small.classes == source.classes
+    assert (
+        small.images.shape == (6, 3, 16, 16)
+        and small.labels.tolist() == list(range(6))
+        and small.classes == source.classes
+    )
     expected = rgb(Image.fromarray(source.images[2].permute(1, 2, 0).numpy()), 16)
     assert np.array_equal(np.asarray(small.images[2]), expected)
     before = json.loads(next((cache / "images").glob("*/meta.json")).read_text())
-    assert open_dataset("cifar10", 16, cache=cache, train=False).fingerprint == small.fingerprint == before["fingerprint"]
+    assert (
+        open_dataset("cifar10", 16, cache=cache, train=False).fingerprint
+        == small.fingerprint
+        == before["fingerprint"]
+    )
     assert asked == [(str(cache), True), (str(cache), False), (str(cache), False)]
 
 
 def test_cifar10_without_a_network_points_to_folder(cache, monkeypatch):
     def refuse(root, train):
-        raise CfvaeError("cifar10: the download failed. Give the images as a folder instead: --data folder:PATH")
+        raise CfvaeError(
+            "cifar10: the download failed. Give the images as a folder instead: --data folder:PATH"
+        )
 
     monkeypatch.setattr(images, "cifar10", refuse)
     with pytest.raises(CfvaeError, match="folder:PATH"):

@@ -11,10 +11,26 @@ from cfvae.core import CfvaeError, make_generator, seed_everything
 from cfvae.elbo import ELBO
 from cfvae.gaussian import DiagGaussian
 from cfvae.hvae import HierarchicalVAE, HierarchicalVAEConfig
-from cfvae.information import ObjectiveConfig, blurred_distortion, constant_per_resolution, rate_weights, shifted_exponential, vae_loss
+from cfvae.information import (
+    ObjectiveConfig,
+    blurred_distortion,
+    constant_per_resolution,
+    rate_weights,
+    shifted_exponential,
+    vae_loss,
+)
 
-TINY = HierarchicalVAEConfig(data_channels=2, resolutions=(1, 4), widths=8, encoder_widths=8, multipliers=0, layers=(1, 2), encoder_blocks=1,
-                             latent_channels=2, num_classes=3)
+TINY = HierarchicalVAEConfig(
+    data_channels=2,
+    resolutions=(1, 4),
+    widths=8,
+    encoder_widths=8,
+    multipliers=0,
+    layers=(1, 2),
+    encoder_blocks=1,
+    latent_channels=2,
+    num_classes=3,
+)
 PLAIN = {"schedule": "none", "spectral_weight": 0, "label_drop": 0}
 
 
@@ -72,7 +88,10 @@ def test_constant_schedule_needs_one_value_per_resolution():
 # --- reweighting
 
 
-@given(st.lists(st.lists(st.floats(0, 1e4, width=32), min_size=4, max_size=4), min_size=1, max_size=5), st.floats(1, 100))
+@given(
+    st.lists(st.lists(st.floats(0, 1e4, width=32), min_size=4, max_size=4), min_size=1, max_size=5),
+    st.floats(1, 100),
+)
 @settings(deadline=None, max_examples=200)
 def test_weights_equal_the_scalar_reference(rows, steepness):
     rates, schedule = torch.tensor(rows, dtype=torch.float64), shifted_exponential(4, steepness).double()
@@ -126,7 +145,9 @@ def test_weights_do_not_change_their_input():
 @given(st.floats(-3, 3), st.floats(-3, 3), st.floats(1e-3, 10), st.floats(0.01, 1))
 @settings(deadline=None, max_examples=100)
 def test_distortion_is_the_formula(x, mean, variance, sigma):
-    found = blurred_distortion(torch.tensor([[x]]), DiagGaussian(torch.tensor([[mean]]), torch.tensor([[variance]])), sigma)
+    found = blurred_distortion(
+        torch.tensor([[x]]), DiagGaussian(torch.tensor([[mean]]), torch.tensor([[variance]])), sigma
+    )
     expected = 0.5 * (sigma**2 / variance - 1 - math.log(sigma**2 / variance) + (x - mean) ** 2 / variance)
     assert found.shape == (1,)
     assert found.item() == pytest.approx(expected, rel=1e-3, abs=1e-4)
@@ -182,14 +203,26 @@ def test_the_schedule_weighs_the_rates_and_metrics_stay_unweighted():
     torch.testing.assert_close(after["elbo_loss"], before["elbo_loss"])
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))])
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
+    ],
+)
 def test_loss_and_gradients_are_finite_with_labels_dropped(device):
     model = tiny().to(device).train()
-    loss, metrics = vae_loss(ObjectiveConfig(label_drop=0.5, flip=True))(model, batch_of(64, device), make_generator(0, device))
+    loss, metrics = vae_loss(ObjectiveConfig(label_drop=0.5, flip=True))(
+        model, batch_of(64, device), make_generator(0, device)
+    )
     loss.backward()
     assert loss.isfinite() and all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
-    assert model.embedding.weight.grad.abs().sum(1).min() > 0  # three classes and the null label were all seen
-    assert not any(torch.is_tensor(m) and m.requires_grad for name, m in metrics.items() if name != "spectral")
+    assert (
+        model.embedding.weight.grad.abs().sum(1).min() > 0
+    )  # three classes and the null label were all seen
+    assert not any(
+        torch.is_tensor(m) and m.requires_grad for name, m in metrics.items() if name != "spectral"
+    )
 
 
 def test_label_drop_zero_never_shows_the_null_label_to_the_model():
@@ -202,7 +235,9 @@ def test_label_drop_zero_never_shows_the_null_label_to_the_model():
 def test_spectral_term_counts_and_has_a_gradient():
     model, batch = tiny().eval(), batch_of()
     without, _ = vae_loss(ObjectiveConfig(**PLAIN))(model, batch, make_generator(0))
-    with_term, metrics = vae_loss(ObjectiveConfig(**{**PLAIN, "spectral_weight": 0.5}))(model, batch, make_generator(0))
+    with_term, metrics = vae_loss(ObjectiveConfig(**{**PLAIN, "spectral_weight": 0.5}))(
+        model, batch, make_generator(0)
+    )
     torch.testing.assert_close(with_term - without, 0.5 * metrics["spectral"])
     weight = model.decoder.blocks[0].posterior_block.last.weight
     gradient = torch.autograd.grad(with_term - without, weight)[0]

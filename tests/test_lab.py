@@ -27,7 +27,18 @@ def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab") / "nbs"
     shutil.copytree(NBS, folder, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     log = (folder.parent / "lab.log").open("w+", encoding="utf-8")
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", "--port=0", "--allow-root", "--expose-app-in-browser", f"--notebook-dir={folder}"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter",
+        "lab",
+        "--no-browser",
+        "--ip=127.0.0.1",
+        "--port=0",
+        "--allow-root",
+        "--expose-app-in-browser",
+        f"--notebook-dir={folder}",
+    ]
     server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
         yield _address(Path(log.name), server)
@@ -59,7 +70,10 @@ def _open(browser, lab, name: str):
 
 
 def _wait_idle(page) -> None:
-    page.wait_for_function("() => window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'", timeout=90_000)
+    page.wait_for_function(
+        "() => window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'",
+        timeout=90_000,
+    )
 
 
 def _run_all(page) -> list[dict]:
@@ -78,16 +92,24 @@ def _picture(page) -> str | None:
     return image.get_attribute("src") if image.count() else None
 
 
-LESSONS = sorted(path.name for path in NBS.glob("*.ipynb")) if os.environ.get("CFVAE_LAB") == "all" else ["index.ipynb", "05_elbo.ipynb", "11_guidance.ipynb"]
+LESSONS = (
+    sorted(path.name for path in NBS.glob("*.ipynb"))
+    if os.environ.get("CFVAE_LAB") == "all"
+    else ["index.ipynb", "05_elbo.ipynb", "11_guidance.ipynb"]
+)
 
 
 @pytest.mark.parametrize("name", LESSONS)
 def test_run_all_and_move_an_explorer(browser, lab, name):
     page = _open(browser, lab, name)
     cells = _run_all(page)
-    errors = [output for cell in cells for output in cell["outputs"] or [] if output["output_type"] == "error"]
+    errors = [
+        output for cell in cells for output in cell["outputs"] or [] if output["output_type"] == "error"
+    ]
     assert not errors, errors
-    explorer = next((cell["index"] for cell in cells if cell["kind"] == "code" and "interact(" in cell["source"]), None)
+    explorer = next(
+        (cell["index"] for cell in cells if cell["kind"] == "code" and "interact(" in cell["source"]), None
+    )
     if explorer is not None:
         _move(page, explorer)
     if folder := os.environ.get("CFVAE_SCREENSHOTS"):
@@ -97,12 +119,19 @@ def test_run_all_and_move_an_explorer(browser, lab, name):
 
 def _move(page, explorer: int) -> None:
     "Move the first slider of the explorer in a cell by keyboard; its picture has to change."
-    page.evaluate("index => { const notebook = window.jupyterapp.shell.currentWidget.content; notebook.activeCellIndex = index; return notebook.scrollToItem(index, 'center'); }", explorer)
+    page.evaluate(
+        "index => { const notebook = window.jupyterapp.shell.currentWidget.content; notebook.activeCellIndex = index; return notebook.scrollToItem(index, 'center'); }",
+        explorer,
+    )
     page.wait_for_selector(".widget-interact img", timeout=60_000)
     before = _picture(page)
     handle = page.locator(".widget-interact .noUi-handle").first
     handle.focus()
     for _ in range(4):
         handle.press("ArrowRight")
-    page.wait_for_function("before => { const image = document.querySelector('.widget-interact img'); return image && image.src !== before; }", arg=before, timeout=60_000)
+    page.wait_for_function(
+        "before => { const image = document.querySelector('.widget-interact img'); return image && image.src !== before; }",
+        arg=before,
+        timeout=60_000,
+    )
     assert _picture(page) != before

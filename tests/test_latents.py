@@ -69,7 +69,9 @@ def test_scaler_takes_numbers_for_all_channels():
 
 
 def test_measure_standardises_every_channel():
-    z = torch.randn(500, 2, 4, 4, generator=make_generator(0)) * torch.tensor([3.0, 0.1]).view(2, 1, 1) + torch.tensor([5.0, -1.0]).view(2, 1, 1)
+    z = torch.randn(500, 2, 4, 4, generator=make_generator(0)) * torch.tensor([3.0, 0.1]).view(
+        2, 1, 1
+    ) + torch.tensor([5.0, -1.0]).view(2, 1, 1)
     scaled = LatentScaler.measure(z, clip=100)(z)
     torch.testing.assert_close(scaled.mean((0, 2, 3)), torch.zeros(2), atol=1e-4, rtol=0)
     torch.testing.assert_close(scaled.std((0, 2, 3)), torch.ones(2), atol=1e-3, rtol=0)
@@ -118,9 +120,13 @@ def test_codes_equal_direct_encoding(images, tmp_path):
     model = Stub()
     latents, z = encode(model, images, tmp_path / "codes"), direct(Stub(), images)
     scaled, labels = latents.batch(range(len(images)))
-    assert isinstance(latents, LatentDataset) and isinstance(latents.latents, np.memmap) and len(latents) == 70
+    assert (
+        isinstance(latents, LatentDataset) and isinstance(latents.latents, np.memmap) and len(latents) == 70
+    )
     assert latents.latents.dtype == np.float16 and latents.classes == images.classes
-    torch.testing.assert_close(torch.from_numpy(np.array(latents.latents)).float(), z, rtol=1e-3, atol=1e-3)  # half precision
+    torch.testing.assert_close(
+        torch.from_numpy(np.array(latents.latents)).float(), z, rtol=1e-3, atol=1e-3
+    )  # half precision
     torch.testing.assert_close(scaled, LatentScaler.measure(z)(z), rtol=5e-3, atol=5e-3)
     assert torch.equal(labels, images.labels) and scaled.dtype == torch.float32
     torch.testing.assert_close(latents[3][0], scaled[3])
@@ -130,8 +136,13 @@ def test_codes_equal_direct_encoding(images, tmp_path):
 
 
 def test_codes_and_scaler_do_not_depend_on_the_batch_size(images, tmp_path):
-    one, other = encode(Stub(), images, tmp_path / "a", batch_size=7), encode(Stub(), images, tmp_path / "b", batch_size=500)
-    np.testing.assert_allclose(np.array(one.latents, np.float32), np.array(other.latents, np.float32), rtol=2e-3, atol=2e-3)
+    one, other = (
+        encode(Stub(), images, tmp_path / "a", batch_size=7),
+        encode(Stub(), images, tmp_path / "b", batch_size=500),
+    )
+    np.testing.assert_allclose(
+        np.array(one.latents, np.float32), np.array(other.latents, np.float32), rtol=2e-3, atol=2e-3
+    )
     torch.testing.assert_close(one.scaler.scale, other.scaler.scale)
     torch.testing.assert_close(one.scaler.shift, other.scaler.shift)
 
@@ -161,20 +172,40 @@ def test_stale_codes_are_made_anew(images, tmp_path, change):
     data = Shapes(70, seed=1, size=16) if change == "data" else images
     second = encode(model, data, tmp_path / "codes", flip=change == "flip")
     assert model.calls >= 3 and second.fingerprint != first.fingerprint
-    torch.testing.assert_close(torch.from_numpy(np.array(second.latents[:70])).float(), direct(Stub(int(change == "autoencoder")), data), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        torch.from_numpy(np.array(second.latents[:70])).float(),
+        direct(Stub(int(change == "autoencoder")), data),
+        rtol=1e-3,
+        atol=1e-3,
+    )
 
 
 def test_encoding_leaves_the_model_and_its_mode_alone(images, tmp_path):
     model = Stub().train()
     before = weights_fingerprint(model)
     encode(model, images, tmp_path / "codes")
-    assert model.training and weights_fingerprint(model) == before and all(p.grad is None for p in model.parameters())
+    assert (
+        model.training
+        and weights_fingerprint(model) == before
+        and all(p.grad is None for p in model.parameters())
+    )
 
 
 # --- faults
 
 
-@pytest.mark.parametrize("damage", ["no about", "broken about", "about of another kind", "no codes", "short codes", "no header", "other codes"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "no about",
+        "broken about",
+        "about of another kind",
+        "no codes",
+        "short codes",
+        "no header",
+        "other codes",
+    ],
+)
 def test_a_damaged_folder_is_made_anew(images, tmp_path, damage):
     folder = tmp_path / "codes"
     whole = np.array(encode(Stub(), images, folder).latents)
@@ -211,8 +242,15 @@ def test_a_half_written_folder_of_a_killed_run_is_ignored(images, tmp_path):
         encode(Dies(), Shapes(70, size=16), sys.argv[1])
     """
     folder = tmp_path / "codes"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-    died = subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(folder), os.path.dirname(__file__)], env=environment)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        "OMP_NUM_THREADS": "1",
+    }
+    died = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(folder), os.path.dirname(__file__)],
+        env=environment,
+    )
     assert died.returncode == -signal.SIGKILL
     assert (tmp_path / "codes.tmp").exists() and not folder.exists()
     model = Stub()
@@ -222,7 +260,9 @@ def test_a_half_written_folder_of_a_killed_run_is_ignored(images, tmp_path):
 
 def test_a_full_disk_is_reported_and_nothing_is_left_behind(images, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))  # a write beyond 2000 bytes fails, as on a full disk
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (2000, hard)
+    )  # a write beyond 2000 bytes fails, as on a full disk
     try:
         with pytest.raises(CfvaeError, match="cannot write the codes.*codes.*[Ff]ree some space"):
             encode(Stub(), images, tmp_path / "codes")
@@ -235,11 +275,16 @@ def test_a_full_disk_is_reported_and_nothing_is_left_behind(images, tmp_path):
 def test_a_failing_write_keeps_the_codes_that_were_there(images, tmp_path, monkeypatch):
     first = np.array(encode(Stub(), images, tmp_path / "codes").latents)
     with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patched.setattr(
+            os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        )
         with pytest.raises(CfvaeError, match="No space left"):
             encode(Stub(seed=1), images, tmp_path / "codes")
     model = Stub()
-    assert np.array_equal(np.array(encode(model, images, tmp_path / "codes").latents), first) and model.calls == 0
+    assert (
+        np.array_equal(np.array(encode(model, images, tmp_path / "codes").latents), first)
+        and model.calls == 0
+    )
 
 
 def test_a_folder_that_cannot_be_made_is_reported(images, tmp_path):
@@ -268,7 +313,11 @@ def test_codes_too_large_for_half_precision_are_refused(images, tmp_path):
 def test_what_is_on_disk_is_plain(images, tmp_path):
     latents = encode(Stub(), images, tmp_path / "codes")
     about = json.loads((tmp_path / "codes" / "latents.json").read_text())
-    assert about["fingerprint"] == latents.fingerprint and about["count"] == 70 and len(about["shift"]) == len(about["scale"]) == 2
+    assert (
+        about["fingerprint"] == latents.fingerprint
+        and about["count"] == 70
+        and len(about["shift"]) == len(about["scale"]) == 2
+    )
     assert np.load(tmp_path / "codes" / "latents.npy", allow_pickle=False).shape == (70, 2, 4, 4)
     shutil.move(tmp_path / "codes", tmp_path / "moved")
     model = Stub()

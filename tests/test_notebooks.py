@@ -14,8 +14,17 @@ NOTEBOOKS = sorted(NBS.glob("*.ipynb"))
 
 def solutions(notebook) -> list[str]:
     "The Python blocks of the folded solutions, in order."
-    folded = [block for cell in notebook.cells if cell.cell_type == "markdown" for block in re.findall(r"<details>(.*?)</details>", cell.source, re.DOTALL)]
-    return [code for block in folded for code in re.findall(r"^```python\n(.*?)^```", block, re.DOTALL | re.MULTILINE)]
+    folded = [
+        block
+        for cell in notebook.cells
+        if cell.cell_type == "markdown"
+        for block in re.findall(r"<details>(.*?)</details>", cell.source, re.DOTALL)
+    ]
+    return [
+        code
+        for block in folded
+        for code in re.findall(r"^```python\n(.*?)^```", block, re.DOTALL | re.MULTILINE)
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -28,10 +37,14 @@ def test_runs_with_its_solutions(path):
         pytest.fail(str(error), pytrace=False)
 
 
-@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem != "index"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in NOTEBOOKS if path.stem != "index"], ids=lambda path: path.stem
+)
 def test_has_exercises_with_solutions(path):
     notebook = nbformat.read(path, as_version=4)
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     exercises = text.partition("## Exercises")[2]
-    assert len(re.findall(r"^(?:\*\*\d\.|\d\. \*\*)", exercises, re.MULTILINE)) >= 3 and "<details>" in exercises
+    assert (
+        len(re.findall(r"^(?:\*\*\d\.|\d\. \*\*)", exercises, re.MULTILINE)) >= 3 and "<details>" in exercises
+    )
     assert any("assert" in code for code in solutions(notebook)), f"{path.name}: no solution checks itself"

@@ -18,7 +18,16 @@ from cfvae.pipeline import LatentVAEPipeline
 onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-SIZES = {"data_channels": 4, "resolutions": (1, 2), "widths": 8, "encoder_widths": 8, "multipliers": 2, "layers": (1, 2), "encoder_blocks": 1, "latent_channels": 2}
+SIZES = {
+    "data_channels": 4,
+    "resolutions": (1, 2),
+    "widths": 8,
+    "encoder_widths": 8,
+    "multipliers": 2,
+    "layers": (1, 2),
+    "encoder_blocks": 1,
+    "latent_channels": 2,
+}
 
 
 def build(classes=(), **sizes) -> LatentVAEPipeline:
@@ -28,7 +37,12 @@ def build(classes=(), **sizes) -> LatentVAEPipeline:
     with torch.no_grad():
         for parameter in vae.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    return LatentVAEPipeline(Autoencoder(AutoencoderConfig(size=8, widths=(8, 8), groups=4)), vae, LatentScaler([0.1, -0.2, 0.3, 0.0], [1.5, 0.5, 2.0, 1.0]), classes)
+    return LatentVAEPipeline(
+        Autoencoder(AutoencoderConfig(size=8, widths=(8, 8), groups=4)),
+        vae,
+        LatentScaler([0.1, -0.2, 0.3, 0.0], [1.5, 0.5, 2.0, 1.0]),
+        classes,
+    )
 
 
 class Exported:
@@ -43,7 +57,9 @@ class Exported:
 
     def __call__(self, eps, *wishes) -> torch.Tensor:
         inputs = graph_inputs(self.pipe, eps, *wishes)
-        return torch.from_numpy(self.session.run(None, {name: value.numpy() for name, value in inputs.items()})[0])
+        return torch.from_numpy(
+            self.session.run(None, {name: value.numpy() for name, value in inputs.items()})[0]
+        )
 
 
 def reference(pipe, eps, labels=None, guidance=None, temperature=1.0) -> torch.Tensor:
@@ -56,13 +72,26 @@ def reference(pipe, eps, labels=None, guidance=None, temperature=1.0) -> torch.T
 
 @pytest.fixture(scope="module")
 def guided(tmp_path_factory):
-    return Exported(build(("cat", "dog", "<owl> & co"), attention=(0, 1), heads=2), tmp_path_factory.mktemp("guided") / "new" / "folder")
+    return Exported(
+        build(("cat", "dog", "<owl> & co"), attention=(0, 1), heads=2),
+        tmp_path_factory.mktemp("guided") / "new" / "folder",
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
-@pytest.mark.parametrize("wishes", [
-    (), (0.7,), ("labels", None), ("labels", Guidance(2, 0)), ("labels", Guidance(0, 1.5)), ("labels", Guidance((3, -1), (0, 2)), 0.5), ("labels", Guidance(1, 1), (1.0, 0.0, 0.0)),
-], ids=["unconditional", "cooled", "plain", "means", "variances", "per resolution", "first layer"])
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        (),
+        (0.7,),
+        ("labels", None),
+        ("labels", Guidance(2, 0)),
+        ("labels", Guidance(0, 1.5)),
+        ("labels", Guidance((3, -1), (0, 2)), 0.5),
+        ("labels", Guidance(1, 1), (1.0, 0.0, 0.0)),
+    ],
+    ids=["unconditional", "cooled", "plain", "means", "variances", "per resolution", "first layer"],
+)
 def test_guided_graph_is_the_pipeline(guided, n, wishes):
     eps = guided.pipe.vae.noise(n, make_generator(n))
     labels = [i % 3 for i in range(n)] if wishes and wishes[0] == "labels" else None
@@ -73,8 +102,14 @@ def test_guided_graph_is_the_pipeline(guided, n, wishes):
 def test_every_wish_matters(guided):
     eps = guided.pipe.vae.noise(2, make_generator(0))
     base = guided(eps, [0, 1], Guidance(1, 1))
-    others = [guided(eps, [1, 0], Guidance(1, 1)), guided(eps, [0, 1], Guidance(2, 1)), guided(eps, [0, 1], Guidance(1, 2)), guided(eps, [0, 1], Guidance(1, 1), 0.5),
-              guided(eps, [0, 1], Guidance(1, 1), (1.0, 1.0, 0.0)), guided(eps[:-1] + [eps[-1].flip(0)], [0, 1], Guidance(1, 1))]
+    others = [
+        guided(eps, [1, 0], Guidance(1, 1)),
+        guided(eps, [0, 1], Guidance(2, 1)),
+        guided(eps, [0, 1], Guidance(1, 2)),
+        guided(eps, [0, 1], Guidance(1, 1), 0.5),
+        guided(eps, [0, 1], Guidance(1, 1), (1.0, 1.0, 0.0)),
+        guided(eps[:-1] + [eps[-1].flip(0)], [0, 1], Guidance(1, 1)),
+    ]
     assert all((other - base).abs().max() > 1e-3 for other in others)
     assert torch.equal(guided(eps, [0, 1], Guidance(1, 1)), base)  # nothing random is left inside
 
@@ -82,42 +117,82 @@ def test_every_wish_matters(guided):
 def test_description(guided):
     about = guided.about
     assert about["classes"] == ["cat", "dog", "<owl> & co"] and about["no_label"] == 3
-    assert about["inputs"] == {"noise": ["batch", 2 + 8 + 8], "temperature": [3], "labels": ["batch"], "mean_weight": [2], "var_weight": [2]}
-    assert (about["size"], about["latent_shape"], about["resolutions"], about["layers"]) == (8, [4, 2, 2], [1, 2], [1, 2])
-    assert about["noise_shapes"] == [[2, 1, 1], [2, 2, 2], [2, 2, 2]] and about["precision"]["stored"] == "float32"
+    assert about["inputs"] == {
+        "noise": ["batch", 2 + 8 + 8],
+        "temperature": [3],
+        "labels": ["batch"],
+        "mean_weight": [2],
+        "var_weight": [2],
+    }
+    assert (about["size"], about["latent_shape"], about["resolutions"], about["layers"]) == (
+        8,
+        [4, 2, 2],
+        [1, 2],
+        [1, 2],
+    )
+    assert (
+        about["noise_shapes"] == [[2, 1, 1], [2, 2, 2], [2, 2, 2]]
+        and about["precision"]["stored"] == "float32"
+    )
     model = onnx.load(guided.path)
     assert about["opset"] == model.opset_import[0].version
-    assert [i.name for i in model.graph.input] == list(about["inputs"]) and [o.name for o in model.graph.output] == ["images"]
+    assert [i.name for i in model.graph.input] == list(about["inputs"]) and [
+        o.name for o in model.graph.output
+    ] == ["images"]
     content = guided.path.read_bytes()
-    assert b".py" not in content and b"stack_trace" not in content  # the exporter would tell where the source lies on this machine
+    assert (
+        b".py" not in content and b"stack_trace" not in content
+    )  # the exporter would tell where the source lies on this machine
     assert {path.name for path in guided.path.parent.iterdir()} == {"model.onnx", "model.json"}
 
 
 def test_encoder_is_left_out(guided):
-    stored = sum(onnx.numpy_helper.to_array(weight).size for weight in onnx.load(guided.path).graph.initializer)
+    stored = sum(
+        onnx.numpy_helper.to_array(weight).size for weight in onnx.load(guided.path).graph.initializer
+    )
     vae = guided.pipe.vae
-    unused = sum(p.numel() for part in (vae.encoder, guided.pipe.autoencoder.encoder) for p in part.parameters())
-    unused += sum(p.numel() for block in vae.decoder.blocks for part in (block.join, block.posterior_block) for p in part.parameters())
+    unused = sum(
+        p.numel() for part in (vae.encoder, guided.pipe.autoencoder.encoder) for p in part.parameters()
+    )
+    unused += sum(
+        p.numel()
+        for block in vae.decoder.blocks
+        for part in (block.join, block.posterior_block)
+        for p in part.parameters()
+    )
     whole = sum(p.numel() for model in (vae, guided.pipe.autoencoder) for p in model.parameters())
     assert stored < whole - unused + 100  # the scaler and a few constants
 
 
-@pytest.mark.parametrize(("classes", "learned"), [((), True), (("cat", "dog"), False)], ids=["no classes", "unit prior"])
+@pytest.mark.parametrize(
+    ("classes", "learned"), [((), True), (("cat", "dog"), False)], ids=["no classes", "unit prior"]
+)
 def test_without_guidance(tmp_path, classes, learned):
     exported = Exported(build(classes, learned_prior=learned, layers=1), tmp_path)
     assert list(exported.about["inputs"]) == ["noise", "temperature"] + ["labels"] * bool(classes)
     eps = exported.pipe.vae.noise(3, make_generator(1))
     labels = [1, 0, 1] if classes else None
     for temperature in (1.0, (0.5, 0.0)):
-        assert (exported(eps, labels, None, temperature) - reference(exported.pipe, eps, labels, None, temperature)).abs().max() < 1e-4
+        assert (
+            exported(eps, labels, None, temperature)
+            - reference(exported.pipe, eps, labels, None, temperature)
+        ).abs().max() < 1e-4
     with pytest.raises(CfvaeError, match="cannot be guided"):
         exported(eps, labels, Guidance(1, 0))
 
 
 def graph_of(weights: np.ndarray):
     "y = x + weights."
-    inputs, outputs = ([onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, weights.shape)] for name in "xy")
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Add", ["x", "w"], ["y"])], "sum", inputs, outputs, [onnx.numpy_helper.from_array(weights, "w")])
+    inputs, outputs = (
+        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, weights.shape)] for name in "xy"
+    )
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Add", ["x", "w"], ["y"])],
+        "sum",
+        inputs,
+        outputs,
+        [onnx.numpy_helper.from_array(weights, "w")],
+    )
     return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
 
 
@@ -128,8 +203,12 @@ def test_halves_lose_nothing(extra, fits):
     model = graph_of(weights)
     assert store_as_halves(model) == 64 * fits
     onnx.checker.check_model(model, full_check=True)
-    assert {w.data_type for w in model.graph.initializer} == {onnx.TensorProto.FLOAT16 if fits else onnx.TensorProto.FLOAT}
-    summed = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": np.zeros(64, np.float32)})[0]
+    assert {w.data_type for w in model.graph.initializer} == {
+        onnx.TensorProto.FLOAT16 if fits else onnx.TensorProto.FLOAT
+    }
+    summed = onnxruntime.InferenceSession(model.SerializeToString()).run(
+        None, {"x": np.zeros(64, np.float32)}
+    )[0]
     assert np.array_equal(summed, weights)
 
 
@@ -149,8 +228,13 @@ def test_pipeline_is_not_changed(tmp_path, monkeypatch):
 
 def test_inputs_are_checked(guided):
     pipe, eps = guided.pipe, guided.pipe.vae.noise(2)
-    for wishes, culprit in [(([0],), "2 examples need 2 labels"), (([0, 4],), "labels must be 0 to 2, or 3"), (([0, -1],), "labels must be"), ((None, Guidance((1, 2, 3), 0)), "mean_weight has 3"),
-                            ((None, None, (1.0, 1.0)), "temperature has 2 entries: give 3")]:
+    for wishes, culprit in [
+        (([0],), "2 examples need 2 labels"),
+        (([0, 4],), "labels must be 0 to 2, or 3"),
+        (([0, -1],), "labels must be"),
+        ((None, Guidance((1, 2, 3), 0)), "mean_weight has 3"),
+        ((None, None, (1.0, 1.0)), "temperature has 2 entries: give 3"),
+    ]:
         with pytest.raises(CfvaeError, match=culprit):
             graph_inputs(pipe, eps, *wishes)
     with pytest.raises(CfvaeError, match="eps must be"):
@@ -168,7 +252,9 @@ def test_missing_package(tmp_path, monkeypatch, package):
 
 
 def test_folder_is_a_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("cfvae.onnx_export._trace", lambda half: pytest.fail("the place has to be checked before the work"))
+    monkeypatch.setattr(
+        "cfvae.onnx_export._trace", lambda half: pytest.fail("the place has to be checked before the work")
+    )
     (tmp_path / "taken").write_text("mine")
     for folder in (tmp_path / "taken", tmp_path / "taken" / "below"):
         with pytest.raises(CfvaeError, match="cannot write the graph to"):
@@ -180,7 +266,9 @@ def test_folder_without_permission(tmp_path, monkeypatch):
     def forbidden(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("cfvae.onnx_export._trace", lambda half: pytest.fail("the place has to be checked before the work"))
+    monkeypatch.setattr(
+        "cfvae.onnx_export._trace", lambda half: pytest.fail("the place has to be checked before the work")
+    )
     monkeypatch.setattr("pathlib.Path.touch", forbidden)
     with pytest.raises(CfvaeError, match="Permission denied"):
         export_onnx(build(), tmp_path)
@@ -196,7 +284,9 @@ def test_failure_leaves_the_old_files(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx, "save", full)
     with pytest.raises(CfvaeError, match="No space left"):
         export_onnx(build(), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"] and (tmp_path / "model.onnx").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"] and (
+        tmp_path / "model.onnx"
+    ).read_text() == "old"
 
 
 def test_a_wrong_graph_is_noticed(guided, tmp_path, monkeypatch):

@@ -59,7 +59,12 @@ def page(browser, address):
     "The page, loaded; whatever it complains about or asks for is noted."
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.complaints, page.requests = [], []
-    page.on("console", lambda message: page.complaints.append(message.text) if message.type in ("error", "warning") else None)
+    page.on(
+        "console",
+        lambda message: (
+            page.complaints.append(message.text) if message.type in ("error", "warning") else None
+        ),
+    )
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
     page.on("request", lambda request: page.requests.append(request.url))
     page.goto(f"{address}/play.html")
@@ -97,7 +102,9 @@ def press(page, control: str, key: str, times: int = 1) -> None:
 
 def drawn(page) -> list[dict]:
     "What the passes of the last drawing were made of, and their raw images."
-    found = page.evaluate("() => cfvae.last.map(pass => Object.fromEntries(Object.entries(pass).map(([name, values]) => [name, Array.from(values)])))")
+    found = page.evaluate(
+        "() => cfvae.last.map(pass => Object.fromEntries(Object.entries(pass).map(([name, values]) => [name, Array.from(values)])))"
+    )
     return [{name: torch.tensor(values) for name, values in run.items()} for run in found]
 
 
@@ -106,7 +113,10 @@ def in_pytorch(pipe, run: dict) -> torch.Tensor:
     sizes = [int(np.prod(shape)) for shape in pipe.vae.latent_shapes]
     n = len(run["labels"])
     parts = run["noise"].view(n, -1).split(sizes, dim=1)
-    eps = [t * part.reshape(n, *shape) for t, part, shape in zip(run["temperature"], parts, pipe.vae.latent_shapes, strict=True)]
+    eps = [
+        t * part.reshape(n, *shape)
+        for t, part, shape in zip(run["temperature"], parts, pipe.vae.latent_shapes, strict=True)
+    ]
     guidance = Guidance(*(tuple(map(float, run[name])) for name in ("mean_weight", "var_weight")))
     return pipe(run["labels"], guidance=guidance, eps=eps, output_type="pt").images * 2 - 1
 
@@ -119,7 +129,10 @@ def same_as_pytorch(pipe, page) -> None:
 def test_loads_from_here_alone_and_without_complaint(page, address):
     assert page.complaints == []
     assert page.requests and all(url.startswith((address, "data:")) for url in page.requests)
-    assert page.locator("#message").text_content() == "" and "ms per picture" in page.locator("#time").text_content()
+    assert (
+        page.locator("#message").text_content() == ""
+        and "ms per picture" in page.locator("#time").text_content()
+    )
     page.context.set_offline(True)  # loaded is loaded
     before = page.evaluate(PICTURE)
     press(page, "#temperature", "ArrowLeft", 4)
@@ -136,14 +149,27 @@ def test_given_noise_gives_pytorchs_pictures(page, pipe):
     (run,) = drawn(page)
     expected = pipe([6] * 8, guidance=Guidance(3.0, 1.5), eps=eps, output_type="pt").images * 2 - 1
     assert (run["images"].view(8, 3, 32, 32) - expected).abs().max() < 1e-3
-    shown = page.evaluate("() => Array.from(document.querySelector('canvas').getContext('2d').getImageData(0, 0, 32, 32).data)")
+    shown = page.evaluate(
+        "() => Array.from(document.querySelector('canvas').getContext('2d').getImageData(0, 0, 32, 32).data)"
+    )
     pixels = torch.tensor(shown).view(32, 32, 4)[..., :3].permute(2, 0, 1)
     assert (pixels - (expected[0] + 1) * 127.5).abs().max() < 0.7  # rounded to bytes
 
 
-@pytest.mark.parametrize(("control", "key", "name"), [("#mean_weight", "ArrowRight", "mean_weight"), ("#var_weight", "End", "var_weight"), ("#temperature", "Home", "temperature")])
+@pytest.mark.parametrize(
+    ("control", "key", "name"),
+    [
+        ("#mean_weight", "ArrowRight", "mean_weight"),
+        ("#var_weight", "End", "var_weight"),
+        ("#temperature", "Home", "temperature"),
+    ],
+)
 def test_slider_changes_the_picture_and_keeps_the_noise(page, pipe, control, key, name):
-    (before,), picture, said = drawn(page), page.evaluate(PICTURE), page.locator(f"output[for={name}]").text_content()
+    (before,), picture, said = (
+        drawn(page),
+        page.evaluate(PICTURE),
+        page.locator(f"output[for={name}]").text_content(),
+    )
     press(page, control, key, 4)
     (after,) = drawn(page)
     assert page.evaluate(PICTURE) != picture and page.locator(f"output[for={name}]").text_content() != said
@@ -155,10 +181,15 @@ def test_first_layers(page, pipe):
     page.locator("#depth").focus()
     press(page, "#depth", "Home")
     images = drawn(page)[0]["images"].view(8, 3, 32, 32)
-    assert (images - images[:1]).abs().max() < 1e-4 and "no noise" in page.locator("output[for=depth]").text_content()
+    assert (images - images[:1]).abs().max() < 1e-4 and "no noise" in page.locator(
+        "output[for=depth]"
+    ).text_content()
     press(page, "#depth", "ArrowRight", 2)
     (run,) = drawn(page)
-    assert run["temperature"].tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 0] and "2 of 9" in page.locator("output[for=depth]").text_content()
+    assert (
+        run["temperature"].tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 0]
+        and "2 of 9" in page.locator("output[for=depth]").text_content()
+    )
     assert (run["images"].view(8, 3, 32, 32) - images).abs().max() > 0.1
     same_as_pytorch(pipe, page)
 
@@ -168,7 +199,10 @@ def test_class_by_keyboard_and_its_description(page, pipe):
     page.keyboard.press("ArrowRight")
     page.wait_for_function(IDLE)
     assert drawn(page)[0]["labels"].tolist() == [7] * 8
-    assert page.locator("canvas").nth(2).get_attribute("aria-label") == "cross, picture 3 of 8, mean weight 3, variance weight 0"
+    assert (
+        page.locator("canvas").nth(2).get_attribute("aria-label")
+        == "cross, picture 3 of 8, mean weight 3, variance weight 0"
+    )
     page.get_by_label("no class").check()
     page.wait_for_function(IDLE)
     assert drawn(page)[0]["labels"].tolist() == [10] * 8
@@ -190,7 +224,12 @@ def test_noise_of_a_seed(page):
     expected = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).ravel()
     assert np.abs(np.array(page.evaluate("() => Array.from(cfvae.normal(5, 4000))")) - expected).max() < 1e-6
     many = np.array(page.evaluate("() => Array.from(cfvae.normal(0, 100001))"))
-    assert len(many) == 100001 and abs(many.mean()) < 0.015 and abs(many.std() - 1) < 0.01 and abs((many**4).mean() - 3) < 0.15
+    assert (
+        len(many) == 100001
+        and abs(many.mean()) < 0.015
+        and abs(many.std() - 1) < 0.01
+        and abs((many**4).mean() - 3) < 0.15
+    )
     (first,) = drawn(page)
     page.get_by_role("button", name="Another").click()
     page.wait_for_function(IDLE)
@@ -204,13 +243,21 @@ def test_tables(page, pipe, view, rows):
     page.locator(f"input[value={view}]").check()
     page.wait_for_function(IDLE, timeout=60_000)
     runs = drawn(page)
-    assert page.locator("tbody tr").count() == rows and page.locator("td canvas").count() == 5 * rows and page.locator("#mean_weight").is_disabled()
+    assert (
+        page.locator("tbody tr").count() == rows
+        and page.locator("td canvas").count() == 5 * rows
+        and page.locator("#mean_weight").is_disabled()
+    )
     assert [run["mean_weight"][0].item() for run in runs][:: len(runs) // 5] == [0, 1, 2, 4, 8]
     noise = torch.cat([run["noise"].view(len(run["labels"]), -1) for run in runs])
     assert torch.equal(noise, noise[:1].expand_as(noise))
     assert len(set(page.evaluate(PICTURE))) == 5 * rows  # every cell differs
     label = page.locator("td canvas").nth(5 * rows - 2).get_attribute("aria-label")
-    assert label == ("hourglass, mean weight 4, variance weight 0" if view == "classes" else "star, mean weight 4, variance weight 4")
+    assert label == (
+        "hourglass, mean weight 4, variance weight 0"
+        if view == "classes"
+        else "star, mean weight 4, variance weight 4"
+    )
     same_as_pytorch(pipe, page)
 
 
@@ -229,7 +276,9 @@ def test_only_the_latest_wish_is_drawn(page):
 
 
 def test_every_control_has_a_name_and_narrow_screens_fit(page):
-    unnamed = page.evaluate("() => Array.from(document.querySelectorAll('input, button, select')).filter(control => !control.labels?.length && !control.textContent.trim()).map(control => control.outerHTML)")
+    unnamed = page.evaluate(
+        "() => Array.from(document.querySelectorAll('input, button, select')).filter(control => !control.labels?.length && !control.textContent.trim()).map(control => control.outerHTML)"
+    )
     assert unnamed == []
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
@@ -238,23 +287,47 @@ def test_every_control_has_a_name_and_narrow_screens_fit(page):
 
 def test_size(site):
     "What a browser loads, compressed as servers do it."
-    sizes = {path.relative_to(site).as_posix(): len(gzip.compress(path.read_bytes(), 6)) for path in site.rglob("*") if path.is_file()}
-    assert set(sizes) == {"play.html"} | {f"play/{name}" for name in (
-        "play.js", "play.css", "worker.js", "model.onnx", "model.json", "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")}
+    sizes = {
+        path.relative_to(site).as_posix(): len(gzip.compress(path.read_bytes(), 6))
+        for path in site.rglob("*")
+        if path.is_file()
+    }
+    assert set(sizes) == {"play.html"} | {
+        f"play/{name}"
+        for name in (
+            "play.js",
+            "play.css",
+            "worker.js",
+            "model.onnx",
+            "model.json",
+            "ort.wasm.bundle.min.mjs",
+            "ort-wasm-simd-threaded.wasm",
+        )
+    }
     assert sum(sizes.values()) < 12e6, sizes
 
 
-@pytest.mark.parametrize(("prepare", "message"), [
-    (lambda page: page.add_init_script("delete window.WebAssembly"), "needs WebAssembly"),
-    (lambda page: page.route("**/model.onnx", lambda route: route.fulfill(status=404)), "model.onnx: the server answers 404"),
-    (lambda page: page.route("**/worker.js", lambda route: route.abort()), "could not be loaded"),
-], ids=["no WebAssembly", "no model", "no worker"])
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda page: page.add_init_script("delete window.WebAssembly"), "needs WebAssembly"),
+        (
+            lambda page: page.route("**/model.onnx", lambda route: route.fulfill(status=404)),
+            "model.onnx: the server answers 404",
+        ),
+        (lambda page: page.route("**/worker.js", lambda route: route.abort()), "could not be loaded"),
+    ],
+    ids=["no WebAssembly", "no model", "no worker"],
+)
 def test_says_what_is_missing(browser, address, prepare, message):
     page = browser.new_page()
     prepare(page)
     page.goto(f"{address}/play.html")
     page.wait_for_function("() => document.getElementById('message').textContent")
-    assert message in page.locator("#message").text_content() and "cfvae sample shapes" in page.locator("#message").text_content()
+    assert (
+        message in page.locator("#message").text_content()
+        and "cfvae sample shapes" in page.locator("#message").text_content()
+    )
     assert page.locator("#mean_weight").is_disabled()
     page.close()
 

@@ -8,15 +8,30 @@ import torch
 from torch import nn
 
 from cfvae.core import CfvaeError, make_generator, seed_everything
-from cfvae.pretrained import PretrainedAutoencoder, PretrainedConfig, describe_pretrained, import_diffusers, load_pretrained
+from cfvae.pretrained import (
+    PretrainedAutoencoder,
+    PretrainedConfig,
+    describe_pretrained,
+    import_diffusers,
+    load_pretrained,
+)
 
 pytest.importorskip("diffusers")
 
-BLOCKS = {"block_out_channels": (32, 32), "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+BLOCKS = {
+    "block_out_channels": (32, 32),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+}
 KINDS = {
     "AutoencoderKL": BLOCKS | {"latent_channels": 4},
     "VQModel": BLOCKS | {"latent_channels": 3, "num_vq_embeddings": 8},
-    "AutoencoderTiny": {"encoder_block_out_channels": (32, 32), "decoder_block_out_channels": (32, 32), "num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)},
+    "AutoencoderTiny": {
+        "encoder_block_out_channels": (32, 32),
+        "decoder_block_out_channels": (32, 32),
+        "num_encoder_blocks": (1, 1),
+        "num_decoder_blocks": (1, 1),
+    },
 }
 
 
@@ -35,7 +50,9 @@ def images(n=3, size=16) -> torch.Tensor:
     return torch.rand(n, 3, size, size, generator=make_generator(0)) * 2 - 1
 
 
-@pytest.mark.parametrize(("kind", "shape"), [("AutoencoderKL", (4, 8, 8)), ("VQModel", (3, 8, 8)), ("AutoencoderTiny", (4, 8, 8))])
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("AutoencoderKL", (4, 8, 8)), ("VQModel", (3, 8, 8)), ("AutoencoderTiny", (4, 8, 8))]
+)
 def test_equals_diffusers_by_hand(saved, kind, shape):
     root, models = saved
     stage = load_pretrained(describe_pretrained(str(root / kind), 16))
@@ -45,7 +62,9 @@ def test_equals_diffusers_by_hand(saved, kind, shape):
         z = coded.latent_dist.mean if kind == "AutoencoderKL" else coded.latents
         decoded = models[kind].decode(z).sample
     assert stage.encode(images()).shape == (3, *shape)
-    assert torch.allclose(stage.encode(images()), z, atol=1e-5) and torch.allclose(stage.decode(z), decoded, atol=1e-5)
+    assert torch.allclose(stage.encode(images()), z, atol=1e-5) and torch.allclose(
+        stage.decode(z), decoded, atol=1e-5
+    )
     assert torch.equal(stage.encode(images()), stage.encode(images()))  # no chance left
     assert torch.allclose(stage(images()), decoded, atol=1e-5)
 
@@ -55,14 +74,22 @@ def test_quantisation_is_the_decoders(saved):
     entries = stage.model.quantize.embedding.weight
     z = stage.encode(images())
     vectors = z.permute(0, 2, 3, 1)
-    nearest = entries[torch.cdist(vectors.flatten(0, 2), entries).argmin(1)].view_as(vectors).permute(0, 3, 1, 2)
-    assert (z - nearest).abs().max() > 1e-3 and torch.allclose(stage.decode(z), stage.decode(nearest), atol=1e-5)
+    nearest = (
+        entries[torch.cdist(vectors.flatten(0, 2), entries).argmin(1)].view_as(vectors).permute(0, 3, 1, 2)
+    )
+    assert (z - nearest).abs().max() > 1e-3 and torch.allclose(
+        stage.decode(z), stage.decode(nearest), atol=1e-5
+    )
 
 
 def test_frozen_and_in_evaluation_mode(saved):
     stage = load_pretrained(describe_pretrained(str(saved[0] / "AutoencoderKL"), 16))
     nn.Sequential(stage).train()
-    assert not stage.training and not any(m.training for m in stage.model.modules()) and not any(p.requires_grad for p in stage.parameters())
+    assert (
+        not stage.training
+        and not any(m.training for m in stage.model.modules())
+        and not any(p.requires_grad for p in stage.parameters())
+    )
     assert not stage(images()).requires_grad
 
 
@@ -79,12 +106,21 @@ def test_large_images_go_in_parts(saved, monkeypatch):
 
 @pytest.mark.parametrize("kind", [*KINDS, "pixels"])
 def test_save_and_load(saved, tmp_path, kind):
-    stage = load_pretrained(describe_pretrained("pixels" if kind == "pixels" else str(saved[0] / kind), 16, 0.0 if kind == "pixels" else 0.5, 1.0 if kind == "pixels" else 2.0))
+    stage = load_pretrained(
+        describe_pretrained(
+            "pixels" if kind == "pixels" else str(saved[0] / kind),
+            16,
+            0.0 if kind == "pixels" else 0.5,
+            1.0 if kind == "pixels" else 2.0,
+        )
+    )
     stage.save_pretrained(tmp_path / "stage")
     again = PretrainedAutoencoder.from_pretrained(tmp_path / "stage")
     assert torch.equal(again(images()), stage(images()))
     assert dataclasses.replace(again.config, source="") == dataclasses.replace(stage.config, source="")
-    assert str(saved[0]) not in (tmp_path / "stage" / "first_stage.json").read_text()  # nobody else has that folder
+    assert (
+        str(saved[0]) not in (tmp_path / "stage" / "first_stage.json").read_text()
+    )  # nobody else has that folder
     if kind != "pixels":  # whoever trains on the folder gets the scale along with it
         assert describe_pretrained(str(tmp_path / "stage"), 16).scale == 2.0
 
@@ -96,10 +132,17 @@ def test_pixels_are_themselves():
     assert torch.equal(stage.encode(images()), images()) and torch.equal(stage.decode(images()), images())
 
 
-@pytest.mark.parametrize(("fields", "message"), [
-    ({"latent_channels": 4}, "pixels"), ({"factor": 2}, "pixels"), ({"source": "x", "size": 30, "factor": 4}, "multiple of the factor"),
-    ({"shift": 1.0}, "belong together"), ({"shift": 0.0, "scale": 0.0}, "above 0"), ({"source": "x", "latent_channels": 0}, "at least 1"),
-])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"latent_channels": 4}, "pixels"),
+        ({"factor": 2}, "pixels"),
+        ({"source": "x", "size": 30, "factor": 4}, "multiple of the factor"),
+        ({"shift": 1.0}, "belong together"),
+        ({"shift": 0.0, "scale": 0.0}, "above 0"),
+        ({"source": "x", "latent_channels": 0}, "at least 1"),
+    ],
+)
 def test_bad_configs(fields, message):
     with pytest.raises(CfvaeError, match=message):
         PretrainedConfig(**fields)
@@ -131,14 +174,22 @@ def test_sources_that_are_not_there(saved, tmp_path, monkeypatch):
 
 def test_a_hub_id_without_network_is_a_clear_error(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CfvaeError, match="nobody/nothing is no folder here, and the Hugging Face hub gave no such model") as caught:
+    with pytest.raises(
+        CfvaeError, match="nobody/nothing is no folder here, and the Hugging Face hub gave no such model"
+    ) as caught:
         describe_pretrained("nobody/nothing", 16)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_subfolders_of_hub_models(monkeypatch):
     seen = []
-    monkeypatch.setattr(import_diffusers().AutoencoderKL, "load_config", lambda place, subfolder=None: seen.append((place, subfolder)) or KINDS["AutoencoderKL"] | {"_class_name": "AutoencoderKL"})
+    monkeypatch.setattr(
+        import_diffusers().AutoencoderKL,
+        "load_config",
+        lambda place, subfolder=None: (
+            seen.append((place, subfolder)) or KINDS["AutoencoderKL"] | {"_class_name": "AutoencoderKL"}
+        ),
+    )
     assert describe_pretrained("owner/name/vae", 16).latent_shape == (4, 8, 8)
     describe_pretrained("owner/name", 16)
     assert seen == [("owner/name", "vae"), ("owner/name", None)]
@@ -155,7 +206,13 @@ def test_without_diffusers(monkeypatch):
     import builtins
 
     real = builtins.__import__
-    monkeypatch.setattr(builtins, "__import__", lambda name, *rest: (_ for _ in ()).throw(ImportError(name)) if name.startswith("diffusers") else real(name, *rest))
+    monkeypatch.setattr(
+        builtins,
+        "__import__",
+        lambda name, *rest: (
+            (_ for _ in ()).throw(ImportError(name)) if name.startswith("diffusers") else real(name, *rest)
+        ),
+    )
     with pytest.raises(CfvaeError, match=r"cfvae\[pretrained\]"):
         import_diffusers()
     assert load_pretrained(describe_pretrained("pixels", 16)).config.size == 16  # pixels need no library

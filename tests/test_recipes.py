@@ -18,16 +18,51 @@ from cfvae.core import CfvaeError, config_to_dict, make_generator
 from cfvae.data import ImageDataset, Shapes
 from cfvae.hvae import HierarchicalVAE, HierarchicalVAEConfig
 from cfvae.pretrained import PretrainedAutoencoder, PretrainedConfig, import_diffusers
-from cfvae.recipes import PRESETS, Recipe, change, is_pretrained, load_autoencoder, load_model, load_recipe, prepare, preset, recipe_from_dict, train, with_pretrained
+from cfvae.recipes import (
+    PRESETS,
+    Recipe,
+    change,
+    is_pretrained,
+    load_autoencoder,
+    load_model,
+    load_recipe,
+    prepare,
+    preset,
+    recipe_from_dict,
+    train,
+    with_pretrained,
+)
 from cfvae.training import read_log
 
-TINY = {"autoencoder.size": 16, "autoencoder.widths": (8, 8), "autoencoder.groups": 4, "autoencoder_training.steps": 4, "vae.resolutions": (1, 4), "vae.widths": 8,
-        "vae.encoder_widths": 8, "vae.multipliers": 1, "vae.layers": (1, 2), "vae.encoder_blocks": 1, "vae.attention": 0, "vae.heads": 2, "vae.latent_channels": 2,
-        "vae_training.steps": 4, "objective.schedule": "shifted-exponential", "batch_size": 8, "warmup": 2, "log_every": 1, "checkpoint_every": 2, "precision": "fp32", "device": "cpu"}
+TINY = {
+    "autoencoder.size": 16,
+    "autoencoder.widths": (8, 8),
+    "autoencoder.groups": 4,
+    "autoencoder_training.steps": 4,
+    "vae.resolutions": (1, 4),
+    "vae.widths": 8,
+    "vae.encoder_widths": 8,
+    "vae.multipliers": 1,
+    "vae.layers": (1, 2),
+    "vae.encoder_blocks": 1,
+    "vae.attention": 0,
+    "vae.heads": 2,
+    "vae.latent_channels": 2,
+    "vae_training.steps": 4,
+    "objective.schedule": "shifted-exponential",
+    "batch_size": 8,
+    "warmup": 2,
+    "log_every": 1,
+    "checkpoint_every": 2,
+    "precision": "fp32",
+    "device": "cpu",
+}
 
 
 def tiny(**settings) -> Recipe:
-    return change(preset("shapes-demo"), {**TINY, **{key.replace("__", "."): value for key, value in settings.items()}})
+    return change(
+        preset("shapes-demo"), {**TINY, **{key.replace("__", "."): value for key, value in settings.items()}}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +73,9 @@ def photos(tmp_path_factory):
     for name, low in (("a & b", 0), ("zebra", 150)):
         (root / name).mkdir()
         for i in range(12):
-            Image.fromarray(random.integers(low, low + 100, (20, 24, 3), dtype=np.uint8)).save(root / name / f"{i}.png")
+            Image.fromarray(random.integers(low, low + 100, (20, 24, 3), dtype=np.uint8)).save(
+                root / name / f"{i}.png"
+            )
     return root
 
 
@@ -52,13 +89,16 @@ def run(tmp_path_factory):
 
 # --- recipes and settings
 
+
 def test_change_by_name():
     recipe = preset("shapes-demo")
     both = change(recipe, {"batch_size": 16})
     assert both.autoencoder_training.batch_size == both.vae_training.batch_size == 16
     one = change(recipe, {"vae_training.batch_size": 16})
     assert one.vae_training.batch_size == 16 and one.autoencoder_training == recipe.autoencoder_training
-    assert change(recipe, {"held_out": 7, "flip": True, "data": "folder:x"}) == dataclasses.replace(recipe, held_out=7, flip=True, data="folder:x")
+    assert change(recipe, {"held_out": 7, "flip": True, "data": "folder:x"}) == dataclasses.replace(
+        recipe, held_out=7, flip=True, data="folder:x"
+    )
     assert change(recipe, {"label_drop": 0.3}).objective.label_drop == 0.3  # only one part has it
     assert change(recipe, {}) == recipe
     shapes = change(recipe, {"autoencoder.latent_channels": 6, "vae.data_channels": 6})  # only right together
@@ -68,26 +108,55 @@ def test_change_by_name():
 
 
 def test_change_from_text():
-    recipe = change(preset("shapes-demo"), {"steps": "7", "learning_rate": "1e-4", "vae.layers": "1,2,3", "vae.widths": "[8, 8, 8]", "vae.heads": "2", "flip": "true",
-                                            "name": "mine", "final_learning_rate": "null", "vae_training.skip_norm": "Infinity", "precision": "fp32"})
-    assert recipe.vae_training.steps == 7 and recipe.vae.layers == (1, 2, 3) and recipe.vae.widths == (8, 8, 8) and recipe.vae.heads == (2, 2, 2)
-    assert recipe.flip is True and recipe.name == "mine" and recipe.vae_training.final_learning_rate is None and math.isinf(recipe.vae_training.skip_norm)
+    recipe = change(
+        preset("shapes-demo"),
+        {
+            "steps": "7",
+            "learning_rate": "1e-4",
+            "vae.layers": "1,2,3",
+            "vae.widths": "[8, 8, 8]",
+            "vae.heads": "2",
+            "flip": "true",
+            "name": "mine",
+            "final_learning_rate": "null",
+            "vae_training.skip_norm": "Infinity",
+            "precision": "fp32",
+        },
+    )
+    assert (
+        recipe.vae_training.steps == 7
+        and recipe.vae.layers == (1, 2, 3)
+        and recipe.vae.widths == (8, 8, 8)
+        and recipe.vae.heads == (2, 2, 2)
+    )
+    assert (
+        recipe.flip is True
+        and recipe.name == "mine"
+        and recipe.vae_training.final_learning_rate is None
+        and math.isinf(recipe.vae_training.skip_norm)
+    )
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"lerning_rate": 1}, "did you mean.*learning_rate"),
-    ({"vae.layer": 3}, "HierarchicalVAEConfig has no field 'layer'.*layers"),
-    ({"latent_channels": 8}, "autoencoder.latent_channels or vae.latent_channels"),
-    ({"vea.layers": 3}, "no part 'vea'"),
-    ({"vae": 3}, "whole part.*vae.data_channels"),
-    ({"held_out": 0}, "held_out is 0"),
-    ({"batch_size": "many"}, "batch_size=many"),
-    ({"vae.layers": "1,two,3"}, "vae.layers=1,two,3"),
-    ({"vae.layers": (1, 2)}, "layers has 2 entries"),
-    ({"vae.resolutions": (1, 2, 4)}, r"code is \(4, 8, 8\), but the VAE models \(4, 4, 4\)"),
-    ({"sigma_q": 0}, "sigma_q is 0"),
-    ({"schedule": "constant-per-resolution", "values": (1, 2)}, "schedule has 2 values, but the model has 3"),
-])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lerning_rate": 1}, "did you mean.*learning_rate"),
+        ({"vae.layer": 3}, "HierarchicalVAEConfig has no field 'layer'.*layers"),
+        ({"latent_channels": 8}, "autoencoder.latent_channels or vae.latent_channels"),
+        ({"vea.layers": 3}, "no part 'vea'"),
+        ({"vae": 3}, "whole part.*vae.data_channels"),
+        ({"held_out": 0}, "held_out is 0"),
+        ({"batch_size": "many"}, "batch_size=many"),
+        ({"vae.layers": "1,two,3"}, "vae.layers=1,two,3"),
+        ({"vae.layers": (1, 2)}, "layers has 2 entries"),
+        ({"vae.resolutions": (1, 2, 4)}, r"code is \(4, 8, 8\), but the VAE models \(4, 4, 4\)"),
+        ({"sigma_q": 0}, "sigma_q is 0"),
+        (
+            {"schedule": "constant-per-resolution", "values": (1, 2)},
+            "schedule has 2 values, but the model has 3",
+        ),
+    ],
+)
 def test_bad_settings(settings, message):
     with pytest.raises(CfvaeError, match=message):
         change(preset("shapes-demo"), settings)
@@ -100,9 +169,18 @@ def test_change_leaves_the_original():
     assert config_to_dict(recipe) == before
 
 
-@given(steps=st.integers(1, 10**6), rate=st.floats(1e-8, 1, allow_nan=False), layers=st.tuples(*[st.integers(1, 9)] * 3), name=st.text(), data=st.text())
+@given(
+    steps=st.integers(1, 10**6),
+    rate=st.floats(1e-8, 1, allow_nan=False),
+    layers=st.tuples(*[st.integers(1, 9)] * 3),
+    name=st.text(),
+    data=st.text(),
+)
 def test_json_round_trip(steps, rate, layers, name, data):
-    recipe = change(preset("shapes-demo"), {"steps": steps, "learning_rate": rate, "vae.layers": layers, "name": name, "data": data})
+    recipe = change(
+        preset("shapes-demo"),
+        {"steps": steps, "learning_rate": rate, "vae.layers": layers, "name": name, "data": data},
+    )
     assert recipe_from_dict(json.loads(json.dumps(config_to_dict(recipe)))) == recipe
 
 
@@ -131,8 +209,14 @@ def test_every_preset_fits_together(name):
             code = autoencoder.encode(torch.zeros(2, 3, recipe.autoencoder.size, recipe.autoencoder.size))
             assert autoencoder.decode(code).shape[-1] == recipe.autoencoder.size
         features = vae.encoder(code, torch.zeros(2, recipe.vae.widths[0]) if recipe.vae.num_classes else None)
-    assert tuple(code.shape[1:]) == recipe.autoencoder.latent_shape == (recipe.vae.data_channels, recipe.vae.resolution, recipe.vae.resolution)
-    assert [tuple(f.shape[1:]) for f in features] == [(w, r, r) for w, r in zip(recipe.vae.encoder_widths, recipe.vae.resolutions, strict=True)]
+    assert (
+        tuple(code.shape[1:])
+        == recipe.autoencoder.latent_shape
+        == (recipe.vae.data_channels, recipe.vae.resolution, recipe.vae.resolution)
+    )
+    assert [tuple(f.shape[1:]) for f in features] == [
+        (w, r, r) for w, r in zip(recipe.vae.encoder_widths, recipe.vae.resolutions, strict=True)
+    ]
     shares = recipe.objective.shares(recipe.vae.layers)
     assert shares is None or len(shares) == sum(recipe.vae.layers)
     for training in (recipe.autoencoder_training, recipe.vae_training):
@@ -146,9 +230,13 @@ def test_unknown_preset():
 
 # --- preparing
 
+
 def test_prepare_divides_and_counts():
     prepared, images, held = prepare(tiny(), Shapes(50, size=16))
-    assert prepared.vae.num_classes == 10 and (len(images), len(held)) == (45, 5)  # at most a tenth is held out
+    assert prepared.vae.num_classes == 10 and (len(images), len(held)) == (
+        45,
+        5,
+    )  # at most a tenth is held out
     _, images, held = prepare(tiny(held_out=3), Shapes(50, size=16))
     assert (len(images), len(held)) == (47, 3)
     assert torch.equal(held.labels, prepare(tiny(held_out=3), Shapes(50, size=16))[2].labels)
@@ -157,7 +245,11 @@ def test_prepare_divides_and_counts():
 
 def test_prepare_without_labels():
     pixels = torch.zeros(20, 3, 16, 16, dtype=torch.uint8)
-    for bare in (ImageDataset(pixels, [-1] * 20, ()), ImageDataset(pixels, [0] * 20, ("all",)), ImageDataset(pixels, [-1] + [0] * 19, ("a", "b"))):
+    for bare in (
+        ImageDataset(pixels, [-1] * 20, ()),
+        ImageDataset(pixels, [0] * 20, ("all",)),
+        ImageDataset(pixels, [-1] + [0] * 19, ("a", "b")),
+    ):
         with pytest.raises(CfvaeError, match="labels are needed"):
             prepare(tiny(), bare)
         assert prepare(tiny(conditional=False), bare)[0].vae.num_classes == 0
@@ -169,18 +261,24 @@ def test_prepare_without_labels():
 
 # --- whole runs
 
+
 def test_a_run_on_shapes(run):
     recipe, pipe = load_recipe(run), load_model(run)
     assert recipe == tiny(data="shapes:n=60") and len(pipe.classes) == 10
     for stage in ("autoencoder", "vae"):
         assert [line["step"] for line in read_log(run / stage / "log.jsonl")] == [1, 2, 3, 4]
-        assert list((run / stage / "pictures").glob("*.png")) and list((run / stage / "checkpoints").glob("step-4-*.pt"))
+        assert list((run / stage / "pictures").glob("*.png")) and list(
+            (run / stage / "checkpoints").glob("step-4-*.pt")
+        )
     rates = read_log(run / "vae" / "log.jsonl")[-1]["rates"]
     assert len(rates) == 3
     assert pipe([0, 5, 9], output_type="np").images.shape == (3, 16, 16, 3)
     copied = load_model(run / "pipeline")
     assert all(torch.equal(a, b) for a, b in zip(pipe.vae.parameters(), copied.vae.parameters(), strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(pipe.autoencoder.parameters(), load_autoencoder(run).parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(pipe.autoencoder.parameters(), load_autoencoder(run).parameters(), strict=True)
+    )
 
 
 def test_a_run_on_a_folder(photos, tmp_path, monkeypatch):
@@ -190,7 +288,12 @@ def test_a_run_on_a_folder(photos, tmp_path, monkeypatch):
         assert train(tiny(held_out=4, flip=True), f"folder:{photos}", "run")
     pipe = load_model("run")
     assert pipe.classes == ("a & b", "zebra") and pipe.vae.config.num_classes == 2
-    assert np.load("run/latents/latents.npy", mmap_mode="r").shape == (2 * 22, 4, 4, 4)  # mirrored images have codes of their own
+    assert np.load("run/latents/latents.npy", mmap_mode="r").shape == (
+        2 * 22,
+        4,
+        4,
+        4,
+    )  # mirrored images have codes of their own
 
 
 def test_unlabelled_folder(photos, tmp_path, monkeypatch):
@@ -204,7 +307,11 @@ def test_unlabelled_folder(photos, tmp_path, monkeypatch):
 
 
 def test_a_dataset_in_memory(tmp_path):
-    assert train(tiny(objective__schedule="none", objective__label_drop=0, vae__learned_prior=False), Shapes(40, seed=3, size=16), tmp_path / "run")
+    assert train(
+        tiny(objective__schedule="none", objective__label_drop=0, vae__learned_prior=False),
+        Shapes(40, seed=3, size=16),
+        tmp_path / "run",
+    )
     assert load_recipe(tmp_path / "run").data == "shapes"
 
 
@@ -219,7 +326,9 @@ def test_refusals(run, tmp_path):
         train(tiny(), "shapes:n=60", tmp_path / "x", stage="both")
     with pytest.raises(CfvaeError, match="batch_size is 64, but shapes has 54"):
         train(tiny(batch_size=64), "shapes:n=60", tmp_path / "y")
-    assert train(tiny(log_every=2, checkpoint_every=3), "shapes:n=60", run, resume=True)  # how often something is written may differ
+    assert train(
+        tiny(log_every=2, checkpoint_every=3), "shapes:n=60", run, resume=True
+    )  # how often something is written may differ
 
 
 def test_a_run_that_failed_early_is_no_hindrance(tmp_path):
@@ -251,17 +360,29 @@ def test_time_limit_and_resume(run, tmp_path):
         train(tiny(), "shapes:n=60", tmp_path / "other", max_minutes=0)
 
 
-PIXELS = {"autoencoder": PretrainedConfig("pixels", 16, 3, 1, 0.0, 1.0), "vae": HierarchicalVAEConfig(3, (1, 4, 16), 8, 8, 1, 1, 1, latent_channels=2)}
+PIXELS = {
+    "autoencoder": PretrainedConfig("pixels", 16, 3, 1, 0.0, 1.0),
+    "vae": HierarchicalVAEConfig(3, (1, 4, 16), 8, 8, 1, 1, 1, latent_channels=2),
+}
 
 
 def test_a_run_on_pixels(tmp_path):
     "No first stage: the codes are the images, unscaled, and only the second stage is trained."
-    recipe = dataclasses.replace(tiny(vae__layers=(1, 2), autoencoder_training__batch_size=64), **PIXELS)  # a batch that would be too large for the first stage
+    recipe = dataclasses.replace(
+        tiny(vae__layers=(1, 2), autoencoder_training__batch_size=64), **PIXELS
+    )  # a batch that would be too large for the first stage
     assert recipe_from_dict(json.loads(json.dumps(config_to_dict(recipe)))) == recipe
     assert train(recipe, "shapes:n=60", tmp_path / "run")
     pipe, images = load_model(tmp_path / "run"), Shapes(60, size=16).batch(range(4))[0]
-    assert pipe.autoencoder.config.source == "pixels" and torch.equal(pipe.latents(images), images) and not (tmp_path / "run" / "autoencoder").exists()
-    assert load_recipe(tmp_path / "run").autoencoder == recipe.autoencoder and len(pipe(labels=[0, 1]).images) == 2
+    assert (
+        pipe.autoencoder.config.source == "pixels"
+        and torch.equal(pipe.latents(images), images)
+        and not (tmp_path / "run" / "autoencoder").exists()
+    )
+    assert (
+        load_recipe(tmp_path / "run").autoencoder == recipe.autoencoder
+        and len(pipe(labels=[0, 1]).images) == 2
+    )
     with pytest.raises(CfvaeError, match="nothing to train in stage one"):
         train(recipe, "shapes:n=60", tmp_path / "other", stage="autoencoder")
     assert not (tmp_path / "other").exists()
@@ -269,23 +390,40 @@ def test_a_run_on_pixels(tmp_path):
 
 def test_a_run_on_a_pretrained_autoencoder(tmp_path):
     pytest.importorskip("diffusers")
-    sizes = {"block_out_channels": (32, 32, 32), "down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3, "latent_channels": 4}
+    sizes = {
+        "block_out_channels": (32, 32, 32),
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "latent_channels": 4,
+    }
     import_diffusers().AutoencoderKL(**sizes).save_pretrained(tmp_path / "kl")
     recipe = with_pretrained(tiny(), str(tmp_path / "kl"))
     assert recipe.autoencoder.latent_shape == (4, 4, 4)
     assert train(recipe, "shapes:n=60", tmp_path / "run")
     pipe = load_model(tmp_path / "run")
-    assert isinstance(pipe.autoencoder, PretrainedAutoencoder) and isinstance(load_autoencoder(tmp_path / "run"), PretrainedAutoencoder)
+    assert isinstance(pipe.autoencoder, PretrainedAutoencoder) and isinstance(
+        load_autoencoder(tmp_path / "run"), PretrainedAutoencoder
+    )
     codes = pipe.latents(Shapes(60, size=16).batch(range(60))[0])
-    assert codes.mean((0, 2, 3)).abs().max() < 0.3 and abs(codes.std() - 1) < 0.2  # measured, channel by channel
-    known = dataclasses.replace(recipe, autoencoder=dataclasses.replace(recipe.autoencoder, shift=0.25, scale=4.4))
+    assert (
+        codes.mean((0, 2, 3)).abs().max() < 0.3 and abs(codes.std() - 1) < 0.2
+    )  # measured, channel by channel
+    known = dataclasses.replace(
+        recipe, autoencoder=dataclasses.replace(recipe.autoencoder, shift=0.25, scale=4.4)
+    )
     assert train(known, "shapes:n=60", tmp_path / "known")
     assert load_model(tmp_path / "known").scaler.scale.flatten().tolist() == pytest.approx([4.4])
     with pytest.raises(CfvaeError, match="another recipe"):
         train(known, "shapes:n=60", tmp_path / "run", resume=True)
     with pytest.raises(CfvaeError, match=r"code is \(4, 4, 4\), but the VAE models \(4, 8, 8\)"):
         with_pretrained(
-            dataclasses.replace(tiny(), autoencoder=AutoencoderConfig(16, (8,), groups=4), vae=HierarchicalVAEConfig(4, (1, 8), 8, 8, 1, 1, 1)), str(tmp_path / "kl"))
+            dataclasses.replace(
+                tiny(),
+                autoencoder=AutoencoderConfig(16, (8,), groups=4),
+                vae=HierarchicalVAEConfig(4, (1, 8), 8, 8, 1, 1, 1),
+            ),
+            str(tmp_path / "kl"),
+        )
     open_source = dataclasses.replace(recipe, autoencoder=dataclasses.replace(recipe.autoencoder, source=""))
     with pytest.raises(CfvaeError, match="which autoencoder"):
         train(open_source, "shapes:n=60", tmp_path / "open")
@@ -308,13 +446,21 @@ def test_recipe_checks_itself():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_run_on_a_gpu(tmp_path):
     assert train(tiny(device="cuda", precision="bf16"), "shapes:n=60", tmp_path / "run")
-    images = load_model(tmp_path / "run").to("cuda")([0, 1], generator=make_generator(0), output_type="pt").images
+    images = (
+        load_model(tmp_path / "run").to("cuda")([0, 1], generator=make_generator(0), output_type="pt").images
+    )
     assert images.isfinite().all()
 
 
 def test_an_adversarial_first_stage_trains_and_resumes(tmp_path):
-    recipe = tiny(autoencoder__size=32, autoencoder__widths=(8, 8, 8), autoencoder_loss__adversarial=0.5, autoencoder_loss__adversarial_from=2,
-                  autoencoder_loss__discriminator_width=8, autoencoder_loss__discriminator_layers=1)
+    recipe = tiny(
+        autoencoder__size=32,
+        autoencoder__widths=(8, 8, 8),
+        autoencoder_loss__adversarial=0.5,
+        autoencoder_loss__adversarial_from=2,
+        autoencoder_loss__discriminator_width=8,
+        autoencoder_loss__discriminator_layers=1,
+    )
     assert recipe_from_dict(json.loads(json.dumps(config_to_dict(recipe)))) == recipe
     assert train(recipe, "shapes:n=60", tmp_path / "whole")
     assert not train(recipe, "shapes:n=60", tmp_path / "parts", max_minutes=1e-6)
@@ -327,4 +473,9 @@ def test_an_adversarial_first_stage_trains_and_resumes(tmp_path):
     with pytest.raises(CfvaeError, match="adversarial_from is 50001, but stage one ends at step 4"):
         tiny(autoencoder_loss__adversarial=0.5)
     with pytest.raises(CfvaeError, match="another recipe"):
-        train(change(recipe, {"autoencoder_loss.adversarial": 0.0}), "shapes:n=60", tmp_path / "whole", resume=True)
+        train(
+            change(recipe, {"autoencoder_loss.adversarial": 0.0}),
+            "shapes:n=60",
+            tmp_path / "whole",
+            resume=True,
+        )

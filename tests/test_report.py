@@ -18,10 +18,30 @@ from cfvae.data import ImageDataset, Shapes
 from cfvae.guidance import Guidance
 from cfvae.recipes import change, preset, recipe_from_dict, train
 
-TINY = {"held_out": 24, "autoencoder.size": 16, "autoencoder.widths": (8, 8), "autoencoder.groups": 4, "autoencoder_training.steps": 4, "vae.resolutions": (1, 4),
-        "vae.widths": 8, "vae.encoder_widths": 8, "vae.multipliers": 1, "vae.layers": (1, 2), "vae.encoder_blocks": 1, "vae.attention": 0, "vae.heads": 2,
-        "vae.latent_channels": 2, "vae_training.steps": 4, "objective.schedule": "shifted-exponential", "batch_size": 8, "warmup": 2, "log_every": 1, "precision": "fp32", "device": "cpu"}
-STRANGE = ("<script>alert(1)</script>", "cats & dogs", "it's \"quoted\"")
+TINY = {
+    "held_out": 24,
+    "autoencoder.size": 16,
+    "autoencoder.widths": (8, 8),
+    "autoencoder.groups": 4,
+    "autoencoder_training.steps": 4,
+    "vae.resolutions": (1, 4),
+    "vae.widths": 8,
+    "vae.encoder_widths": 8,
+    "vae.multipliers": 1,
+    "vae.layers": (1, 2),
+    "vae.encoder_blocks": 1,
+    "vae.attention": 0,
+    "vae.heads": 2,
+    "vae.latent_channels": 2,
+    "vae_training.steps": 4,
+    "objective.schedule": "shifted-exponential",
+    "batch_size": 8,
+    "warmup": 2,
+    "log_every": 1,
+    "precision": "fp32",
+    "device": "cpu",
+}
+STRANGE = ("<script>alert(1)</script>", "cats & dogs", 'it\'s "quoted"')
 
 
 def tiny(**settings):
@@ -52,7 +72,11 @@ class Page(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
-        self.addresses += [value for name, value in attributes if name in ("src", "href", "srcset", "data", "action", "poster")]
+        self.addresses += [
+            value
+            for name, value in attributes
+            if name in ("src", "href", "srcset", "data", "action", "poster")
+        ]
 
     def handle_data(self, data):
         self.text += data
@@ -70,8 +94,12 @@ def test_page_is_self_contained(strange):
     assert not re.search(r"https?://", text) and not re.search(r"url\(|@import", text)
     page = Page(text)
     assert "script" not in page.tags and "link" not in page.tags and "iframe" not in page.tags
-    assert page.tags.count("img") >= 6 and all(address.startswith("data:image/png;base64,") for address in page.addresses)
-    assert "default-src 'none'" in text and "width=device-width" in text and "prefers-color-scheme: dark" in text
+    assert page.tags.count("img") >= 6 and all(
+        address.startswith("data:image/png;base64,") for address in page.addresses
+    )
+    assert (
+        "default-src 'none'" in text and "width=device-width" in text and "prefers-color-scheme: dark" in text
+    )
 
 
 def test_names_are_escaped(strange):
@@ -92,12 +120,17 @@ def test_numbers_are_measured(strange, runs):
     assert numbers["run"]["parameters"]["vae"] == sum(p.numel() for p in run.pipe.vae.parameters())
     assert math.isclose(numbers["nats"]["rate"], sum(numbers["nats"]["rates"]), rel_tol=1e-4)
     low, high = zip(*numbers["nats"]["band"], strict=True)
-    assert math.isclose(sum(low), 0.667 * numbers["nats"]["rate"], rel_tol=1e-3) and math.isclose(sum(high), 2 * sum(low), rel_tol=1e-6)
+    assert math.isclose(sum(low), 0.667 * numbers["nats"]["rate"], rel_tol=1e-3) and math.isclose(
+        sum(high), 2 * sum(low), rel_tol=1e-6
+    )
 
 
 def test_report_is_reproducible(strange, runs):
     path, text, _ = strange
-    assert report.write_report(runs / "strange", device="cpu", data=strange_images()).read_text(encoding="utf-8") == text
+    assert (
+        report.write_report(runs / "strange", device="cpu", data=strange_images()).read_text(encoding="utf-8")
+        == text
+    )
     assert not list(path.parent.glob("*.tmp"))
 
 
@@ -143,11 +176,21 @@ def test_missing_images_are_named(runs, tmp_path, monkeypatch):
 def test_logs_with_strange_numbers(runs, tmp_path):
     shutil.copytree(runs / "unlabelled", tmp_path / "run")
     log = tmp_path / "run" / "vae" / "log.jsonl"
-    log.write_text(log.read_text() + '{"step": 5, "loss": NaN, "distortion": Infinity, "rate": -1, "skipped": 5, "examples_per_second": 1}\n{"step": 6, "lo')
+    log.write_text(
+        log.read_text()
+        + '{"step": 5, "loss": NaN, "distortion": Infinity, "rate": -1, "skipped": 5, "examples_per_second": 1}\n{"step": 6, "lo'
+    )
     (tmp_path / "run" / "autoencoder" / "log.jsonl").unlink()
     text = report.write_report(tmp_path / "run", device="cpu").read_text(encoding="utf-8")
-    assert "5 of 5 steps were skipped" in text and "Stage one has left no log" in text and "Learn more slowly" in text
-    numbers = json.loads((tmp_path / "run" / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert (
+        "5 of 5 steps were skipped" in text
+        and "Stage one has left no log" in text
+        and "Learn more slowly" in text
+    )
+    numbers = json.loads(
+        (tmp_path / "run" / "report.json").read_text(),
+        parse_constant=lambda name: pytest.fail(f"{name} is not JSON"),
+    )
     assert numbers["vae"]["loss"] is None
 
 
@@ -163,25 +206,47 @@ def test_first_layers(runs):
     vae = report.open_run(runs / "strange", "cpu", strange_images()).pipe.vae
     noise, labels = vae.noise(3, make_generator(1)), torch.tensor([0, 1, 2])
     kept = report.first_layers(noise, 2)
-    assert torch.equal(kept[0], noise[0]) and torch.equal(kept[1], noise[1]) and not kept[2].any() and noise[2].any()
-    assert torch.equal(vae.sample(3, labels, eps=report.first_layers(noise, 3)), vae.sample(3, labels, eps=noise))
-    assert torch.allclose(vae.sample(3, labels, eps=report.first_layers(noise, 1)), vae.sample(3, labels, eps=noise, temperature=(1.0, 0.0)), atol=1e-6)
+    assert (
+        torch.equal(kept[0], noise[0])
+        and torch.equal(kept[1], noise[1])
+        and not kept[2].any()
+        and noise[2].any()
+    )
+    assert torch.equal(
+        vae.sample(3, labels, eps=report.first_layers(noise, 3)), vae.sample(3, labels, eps=noise)
+    )
+    assert torch.allclose(
+        vae.sample(3, labels, eps=report.first_layers(noise, 1)),
+        vae.sample(3, labels, eps=noise, temperature=(1.0, 0.0)),
+        atol=1e-6,
+    )
     assert report.shown_depths((2, 3, 3)) == [1, 2, 5, 8] and report.shown_depths((1, 4)) == [1, 5]
 
 
 def test_same_noise_at_every_strength(runs):
     run, labels = report.open_run(runs / "strange", "cpu", strange_images()), torch.arange(6) % 3
     plain = report._draw(run, labels, 6, Guidance())
-    assert torch.equal(plain, report._draw(run, labels, 6, Guidance())) and plain.min() >= -1 and plain.max() <= 1
-    assert torch.allclose(plain, report._draw(run, labels, 6, Guidance(1e-9, 0)), atol=1e-5)  # the guided path, with next to no guidance
+    assert (
+        torch.equal(plain, report._draw(run, labels, 6, Guidance()))
+        and plain.min() >= -1
+        and plain.max() <= 1
+    )
+    assert torch.allclose(
+        plain, report._draw(run, labels, 6, Guidance(1e-9, 0)), atol=1e-5
+    )  # the guided path, with next to no guidance
 
 
 def test_train_command_makes_the_same_recipe(runs):
     recipe = recipe_from_dict(json.loads((runs / "strange" / "recipe.json").read_text()))
     words = shlex.split(report.train_command(recipe, "a folder; rm -rf x", {"vae_training.steps": 8}))
     assert words[:4] == ["cfvae", "train", "--preset", "shapes-demo"]
-    assert words[words.index("--out") + 1] == "a folder; rm -rf x" and words[words.index("--data") + 1] == "<i>mine</i>"
-    settings = dict(word.split("=", 1) for flag, word in zip(words, words[1:], strict=False) if flag == "--set")
+    assert (
+        words[words.index("--out") + 1] == "a folder; rm -rf x"
+        and words[words.index("--data") + 1] == "<i>mine</i>"
+    )
+    settings = dict(
+        word.split("=", 1) for flag, word in zip(words, words[1:], strict=False) if flag == "--set"
+    )
     again = change(preset("shapes-demo"), {**settings, "data": recipe.data})
     wanted = change(recipe, {"vae_training.steps": 8, "vae.num_classes": again.vae.num_classes})
     assert again == wanted
@@ -191,7 +256,9 @@ def test_train_command_makes_the_same_recipe(runs):
 def test_entropy():
     assert math.isclose(report.known_entropy(tiny()), Shapes.entropy() - math.log(10))
     assert math.isclose(report.known_entropy(tiny(conditional=False)), Shapes.entropy())
-    assert "above" in report.entropy_sentence(14.0, 12.0) and "2.0 nats" in report.entropy_sentence(14.0, 12.0)
+    assert "above" in report.entropy_sentence(14.0, 12.0) and "2.0 nats" in report.entropy_sentence(
+        14.0, 12.0
+    )
     assert "below" in report.entropy_sentence(9.5, 12.0) and "2.5 nats" in report.entropy_sentence(9.5, 12.0)
 
 
@@ -209,11 +276,16 @@ def test_run_card(runs, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(runs / "unlabelled", run, ignore=shutil.ignore_patterns("report.*"))
     bare = report.run_card(run, "me/shapes")
-    assert "`shapes:n=60`" in bare and "Nobody has measured" in bare and "4 of 4" in bare and "# shapes" in bare
+    assert (
+        "`shapes:n=60`" in bare and "Nobody has measured" in bare and "4 of 4" in bare and "# shapes" in bare
+    )
     report.write_report(run, device="cpu")
     full = report.run_card(run, "me/shapes")
     numbers = json.loads((run / "report.json").read_text())
-    assert f"{numbers['psnr']['whole_model']:.1f} dB on 6 held-out images" in full and "Nobody has measured" not in full
+    assert (
+        f"{numbers['psnr']['whole_model']:.1f} dB on 6 held-out images" in full
+        and "Nobody has measured" not in full
+    )
     settings = json.loads(full.split("```json")[1].split("```")[0])
     assert recipe_from_dict(settings).vae_training.steps == 4  # the card holds the whole recipe
     with pytest.raises(CfvaeError, match="no model yet"):
@@ -224,7 +296,12 @@ def test_the_card_keeps_the_folders_of_this_machine_to_itself(runs, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(runs / "unlabelled", run)
     fields = json.loads((run / "recipe.json").read_text()) | {"data": "folder:/home/somebody/private/cats"}
-    fields["autoencoder"] = {"source": "/home/somebody/models/kl", "size": 16, "latent_channels": 4, "factor": 4}
+    fields["autoencoder"] = {
+        "source": "/home/somebody/models/kl",
+        "size": 16,
+        "latent_channels": 4,
+        "factor": 4,
+    }
     (run / "recipe.json").write_text(json.dumps(fields))
     card = report.run_card(run)
     assert "somebody" not in card and "folder:cats" in card and "pretrained (kl)" in card
@@ -233,8 +310,20 @@ def test_the_card_keeps_the_folders_of_this_machine_to_itself(runs, tmp_path):
 def test_a_run_on_pixels_has_a_report(tmp_path):
     from cfvae.recipes import with_pretrained
 
-    recipe = with_pretrained(change(tiny(), {"vae.data_channels": 3, "vae.resolutions": (1, 16), "vae.layers": (1, 1), "autoencoder.widths": (8,), "autoencoder.patch": 1,
-                                             "autoencoder.latent_channels": 3}), "pixels")
+    recipe = with_pretrained(
+        change(
+            tiny(),
+            {
+                "vae.data_channels": 3,
+                "vae.resolutions": (1, 16),
+                "vae.layers": (1, 1),
+                "autoencoder.widths": (8,),
+                "autoencoder.patch": 1,
+                "autoencoder.latent_channels": 3,
+            },
+        ),
+        "pixels",
+    )
     assert train(recipe, "shapes:n=60", tmp_path / "run")
     text = report.write_report(tmp_path / "run", device="cpu").read_text(encoding="utf-8")
     assert "pretrained: pixels" in text and "--autoencoder pixels" in text

@@ -1,4 +1,5 @@
 "The training loop: schedule, averaging, skipping, accumulation, callbacks, several processes."
+
 import copy
 import json
 import math
@@ -18,8 +19,23 @@ from torch import nn
 from cfvae.autoencoder import Autoencoder, AutoencoderConfig, reconstruction_loss
 from cfvae.core import CfvaeError, config_from_dict, config_to_dict, make_generator, randn, seed_everything
 from cfvae.data import Shapes
-from cfvae.training import (Callback, JsonLog, PictureLog, ProgressBar, StopTraining, TensorBoardLog, TimeLimit, TrainingConfig, TrainingState,
-                            average_model, bf16_is_fast, fit, learning_rate, plain_metrics, read_log)
+from cfvae.training import (
+    Callback,
+    JsonLog,
+    PictureLog,
+    ProgressBar,
+    StopTraining,
+    TensorBoardLog,
+    TimeLimit,
+    TrainingConfig,
+    TrainingState,
+    average_model,
+    bf16_is_fast,
+    fit,
+    learning_rate,
+    plain_metrics,
+    read_log,
+)
 
 DATA = Shapes(24, size=8)
 LOSS = reconstruction_loss()
@@ -31,7 +47,9 @@ def new_model() -> Autoencoder:
 
 
 def config(**changes) -> TrainingConfig:
-    return TrainingConfig(**{"steps": 4, "batch_size": 8, "warmup": 2, "precision": "fp32", "device": "cpu", **changes})
+    return TrainingConfig(
+        **{"steps": 4, "batch_size": 8, "warmup": 2, "precision": "fp32", "device": "cpu", **changes}
+    )
 
 
 def noisy_loss(model, batch, generator):
@@ -87,12 +105,24 @@ class Recorder(Callback):
 # --- configuration and schedule
 
 
-@pytest.mark.parametrize(("fields", "message"), [
-    ({"steps": 0}, "steps is 0"), ({"steps": 2.5}, "steps is 2.5"), ({"batch_size": 0}, "batch_size"), ({"batch_size": 10, "accumulate": 3}, "3 equal parts"),
-    ({"optimizer": "sgd"}, "use adam or adamax"), ({"precision": "fp16"}, "use auto, fp32 or bf16"), ({"learning_rate": 0.0}, "learning_rate is 0.0"),
-    ({"warmup": -1}, "warmup is -1"), ({"ema_decay": 1.0}, "ema_decay is 1.0"), ({"betas": (0.9,)}, "betas"), ({"betas": (0.9, 1.0)}, "betas"),
-    ({"max_skipped": 0}, "max_skipped"), ({"log_every": 0}, "log_every"),
-])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 10, "accumulate": 3}, "3 equal parts"),
+        ({"optimizer": "sgd"}, "use adam or adamax"),
+        ({"precision": "fp16"}, "use auto, fp32 or bf16"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"warmup": -1}, "warmup is -1"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0"),
+        ({"betas": (0.9,)}, "betas"),
+        ({"betas": (0.9, 1.0)}, "betas"),
+        ({"max_skipped": 0}, "max_skipped"),
+        ({"log_every": 0}, "log_every"),
+    ],
+)
 def test_bad_configs_name_the_field(fields, message):
     with pytest.raises(CfvaeError, match=message):
         TrainingConfig(**fields)
@@ -130,7 +160,11 @@ def test_the_optimiser_uses_the_schedule():
     c = config(steps=5, learning_rate=0.01, final_learning_rate=0.001, warmup=3)
     fit(new_model(), DATA, LOSS, c, [watch])
     used = [s["optimizer"]["param_groups"][0]["lr"] for s in watch.states]
-    assert used == pytest.approx([learning_rate(t, c) for t in range(5)]) == [m["learning_rate"] for m in watch.metrics]
+    assert (
+        used
+        == pytest.approx([learning_rate(t, c) for t in range(5)])
+        == [m["learning_rate"] for m in watch.metrics]
+    )
 
 
 # --- averaging
@@ -320,7 +354,9 @@ def test_long_gradients_are_skipped_from_skip_from_on():
 
 def test_too_many_in_a_row_end_the_run_with_advice():
     watch = Recorder()
-    with pytest.raises(CfvaeError, match="3 steps in a row were skipped.*\n.*learning_rate.*skip_norm.*--resume"):
+    with pytest.raises(
+        CfvaeError, match="3 steps in a row were skipped.*\n.*learning_rate.*skip_norm.*--resume"
+    ):
         fit(new_model(), DATA, poisoned(set(range(2, 99))), config(steps=50, max_skipped=3), [watch])
     assert watch.events == ["start", 1, 2, 3, 4, 5, "end"]
     state = fit(new_model(), DATA, poisoned({0, 1, 3, 4, 6, 7}), config(steps=10, max_skipped=3))
@@ -376,7 +412,15 @@ def test_log_lines(tmp_path):
     fit(new_model(), DATA, LOSS, config(steps=7, log_every=3), [JsonLog(path)])
     lines = read_log(path)
     assert [line["step"] for line in lines] == [3, 6, 7]
-    assert {"loss", "psnr", "l1", "gradient_norm", "learning_rate", "skipped", "examples_per_second"} <= lines[0].keys()
+    assert {
+        "loss",
+        "psnr",
+        "l1",
+        "gradient_norm",
+        "learning_rate",
+        "skipped",
+        "examples_per_second",
+    } <= lines[0].keys()
     fit(new_model(), DATA, LOSS, config(steps=2, log_every=1), [JsonLog(path)])
     assert [line["step"] for line in read_log(path)] == [1, 2]  # a new run begins a new log
 
@@ -411,8 +455,14 @@ def test_pictures_come_from_the_averaged_weights(tmp_path):
         drawn.append((model, model.training, torch.is_grad_enabled()))
         return torch.zeros(2, 3, 8, 8)
 
-    state = fit(new_model(), DATA, LOSS, config(steps=5, sample_every=2), [PictureLog(tmp_path, draw, columns=2)])
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002.png", "step-00000004.png", "step-00000005.png"]
+    state = fit(
+        new_model(), DATA, LOSS, config(steps=5, sample_every=2), [PictureLog(tmp_path, draw, columns=2)]
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "step-00000002.png",
+        "step-00000004.png",
+        "step-00000005.png",
+    ]
     assert all(d == (state.ema.module, False, False) for d in drawn)
     assert Image.open(tmp_path / "step-00000005.png").size == (22, 12)
 
@@ -421,7 +471,13 @@ def test_progress_bar_and_tensorboard_take_scalars_and_lists(tmp_path, capsys):
     def loss_fn(model, batch, generator):
         return LOSS(model, batch, generator)[0], {"rates": torch.tensor([1.0, 2.0])}
 
-    fit(new_model(), DATA, loss_fn, config(steps=2, log_every=1), [ProgressBar("a title"), TensorBoardLog(tmp_path)])
+    fit(
+        new_model(),
+        DATA,
+        loss_fn,
+        config(steps=2, log_every=1),
+        [ProgressBar("a title"), TensorBoardLog(tmp_path)],
+    )
     assert "a title" in capsys.readouterr().err
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -432,7 +488,11 @@ def test_progress_bar_and_tensorboard_take_scalars_and_lists(tmp_path, capsys):
 
 def test_plain_metrics_are_json():
     metrics = {"loss": torch.tensor(1.5), "rates": torch.tensor([1.0, 2.0]), "skipped": False}
-    assert json.loads(json.dumps(plain_metrics(metrics))) == {"loss": 1.5, "rates": [1.0, 2.0], "skipped": False}
+    assert json.loads(json.dumps(plain_metrics(metrics))) == {
+        "loss": 1.5,
+        "rates": [1.0, 2.0],
+        "skipped": False,
+    }
 
 
 # --- several processes
@@ -467,13 +527,34 @@ def _run_processes(folder: Path, world: int) -> list[dict]:
         port = s.getsockname()[1]
     (folder / "script.py").write_text(SCRIPT)
     here = Path(__file__).resolve().parent
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(here.parent), os.environ.get("PYTHONPATH", "")])}
-    environment.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "ACCELERATE_USE_CPU": "true"} if world > 1 else {})
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(here.parent), os.environ.get("PYTHONPATH", "")]),
+    }
+    environment.update(
+        {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": str(world),
+            "ACCELERATE_USE_CPU": "true",
+        }
+        if world > 1
+        else {}
+    )
     command = [sys.executable, str(folder / "script.py"), str(here), str(folder / f"of{world}")]
     running = []
     for rank in range(world):
         ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
-        running.append(subprocess.Popen(command, env={**environment, **ranks}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        running.append(
+            subprocess.Popen(
+                command,
+                env={**environment, **ranks},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
     try:
         for process in running:
             output, _ = process.communicate(timeout=240)
@@ -489,12 +570,16 @@ def test_two_processes_train_like_one(tmp_path):
     for got in two:
         assert got["step"] == one["step"] == 4
         for name in ("loss", "gradient_norm", "learning_rate"):
-            assert [m[name] for m in got["metrics"]] == pytest.approx([m[name] for m in one["metrics"]], abs=1e-5)
+            assert [m[name] for m in got["metrics"]] == pytest.approx(
+                [m[name] for m in one["metrics"]], abs=1e-5
+            )
         for part in ("model", "ema"):
             for name, value in one[part].items():
                 assert torch.allclose(got[part][name].double(), value.double(), atol=1e-5), (part, name)
     assert_same(two[0]["model"], two[1]["model"])
-    assert [line["step"] for line in read_log(tmp_path / "of2.jsonl")] == [line["step"] for line in read_log(tmp_path / "of1.jsonl")]
+    assert [line["step"] for line in read_log(tmp_path / "of2.jsonl")] == [
+        line["step"] for line in read_log(tmp_path / "of1.jsonl")
+    ]
 
 
 def test_generators_differ_between_processes():

@@ -10,7 +10,10 @@ from cfvae.gaussian import DiagGaussian, kl_divergence
 from cfvae.training import TrainingConfig, fit
 from cfvae.vae import VAE, VAEConfig, one_layer_loss
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+]
 SMALL = VAEConfig(size=8, hidden=(24,), latent_dim=5)
 
 
@@ -44,7 +47,9 @@ def test_forward_is_posterior_then_decoder(model):
     assert torch.equal(out.rates[:, 0], kl_divergence(q, DiagGaussian.standard(q.mean)))
     assert torch.equal(x, before)
     assert torch.equal(model(x, generator=make_generator(3)).mean, model(x, generator=make_generator(3)).mean)
-    assert not torch.equal(model(x, generator=make_generator(3)).mean, model(x, generator=make_generator(4)).mean)
+    assert not torch.equal(
+        model(x, generator=make_generator(3)).mean, model(x, generator=make_generator(4)).mean
+    )
 
 
 def test_sample_uses_the_given_noise_and_temperature(model):
@@ -76,7 +81,9 @@ def test_beta_and_output_variance_are_one_knob():
         model = VAE(VAEConfig(size=8, hidden=(24,), latent_dim=5, output_std=std))
         one_layer_loss(beta)(model, (images(), None), make_generator(2))[0].backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    assert torch.allclose(gradients[0], 4 * gradients[1], rtol=1e-4, atol=1e-2 * gradients[0].abs().mean().item())
+    assert torch.allclose(
+        gradients[0], 4 * gradients[1], rtol=1e-4, atol=1e-2 * gradients[0].abs().mean().item()
+    )
     assert gradients[0].abs().max() > 0
 
 
@@ -92,7 +99,9 @@ def test_the_loss_is_finite_for_wild_inputs(model):
 
 
 def train(model, beta, steps):
-    config = TrainingConfig(steps=steps, batch_size=8, learning_rate=5e-3, warmup=5, ema_decay=0.9, device="cpu", precision="fp32")
+    config = TrainingConfig(
+        steps=steps, batch_size=8, learning_rate=5e-3, warmup=5, ema_decay=0.9, device="cpu", precision="fp32"
+    )
     return fit(model, Shapes(n=8, size=8), one_layer_loss(beta), config).ema.module.eval()
 
 
@@ -123,10 +132,18 @@ def test_state_dict_round_trip(model):
     assert torch.equal(model.sample(2, eps=eps), other.sample(2, eps=eps))
 
 
-@pytest.mark.parametrize("fields, culprit", [
-    ({"latent_dim": 0}, "latent_dim"), ({"size": 0}, "size"), ({"hidden": ()}, "hidden"), ({"hidden": (0,)}, "hidden"),
-    ({"output_std": 0.0}, "output_std"), ({"output_std": -1.0}, "output_std"), ({"output_std": float("nan")}, "output_std"),
-])
+@pytest.mark.parametrize(
+    "fields, culprit",
+    [
+        ({"latent_dim": 0}, "latent_dim"),
+        ({"size": 0}, "size"),
+        ({"hidden": ()}, "hidden"),
+        ({"hidden": (0,)}, "hidden"),
+        ({"output_std": 0.0}, "output_std"),
+        ({"output_std": -1.0}, "output_std"),
+        ({"output_std": float("nan")}, "output_std"),
+    ],
+)
 def test_bad_sizes_are_named(fields, culprit):
     with pytest.raises(CfvaeError, match=culprit):
         VAEConfig(**fields)

@@ -34,7 +34,16 @@ def pipe():
 @pytest.fixture(scope="module")
 def guided(pipe):
     "As the README and the lessons draw them: a mean weight of 3."
-    return pipe(torch.arange(N) % 10, guidance=Guidance(3.0, 0.0), eps=pipe.vae.noise(N, make_generator(0)), output_type="pt").images * 2 - 1
+    return (
+        pipe(
+            torch.arange(N) % 10,
+            guidance=Guidance(3.0, 0.0),
+            eps=pipe.vae.noise(N, make_generator(0)),
+            output_type="pt",
+        ).images
+        * 2
+        - 1
+    )
 
 
 def test_they_are_small():
@@ -42,7 +51,9 @@ def test_they_are_small():
     assert sum(megabytes(folder.name) for folder in WEIGHTS.iterdir() if folder.is_dir()) < 40
 
 
-@pytest.mark.parametrize("path", sorted(WEIGHTS.rglob("*.safetensors")), ids=lambda path: str(path.parent.relative_to(WEIGHTS)))
+@pytest.mark.parametrize(
+    "path", sorted(WEIGHTS.rglob("*.safetensors")), ids=lambda path: str(path.parent.relative_to(WEIGHTS))
+)
 def test_they_are_half_precision_and_finite(path):
     with safe_open(path, framework="pt") as file:
         for name in file.keys():
@@ -94,7 +105,13 @@ def test_guided_samples_keep_their_variety(guided):
         assert (shares[1] > 0.2 / kinds).all(), (factor, shares[1])
         assert 0.5 * (shares[0] - shares[1]).abs().sum() < 0.2, (factor, shares)
     for factor in ("area", "x", "y"):  # quartiles, since the ruler takes a mixed background for a huge shape
-        middle, width = zip(*((found[factor].median(), found[factor].quantile(0.75) - found[factor].quantile(0.25)) for found in (real, drawn)), strict=True)
+        middle, width = zip(
+            *(
+                (found[factor].median(), found[factor].quantile(0.75) - found[factor].quantile(0.25))
+                for found in (real, drawn)
+            ),
+            strict=True,
+        )
         assert 0.6 < width[1] / width[0] < 2, (factor, width)
         assert (middle[1] - middle[0]).abs() < 0.5 * width[0], (factor, middle)
 
@@ -108,7 +125,10 @@ def test_reconstructions_keep_the_class(pipe):
 def test_a_name_stands_for_the_shipped_folder(pipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     eps = pipe.vae.noise(2, make_generator(0))
-    assert torch.equal(load_model("shapes")([0, 1], eps=eps, output_type="pt").images, pipe([0, 1], eps=eps, output_type="pt").images)
+    assert torch.equal(
+        load_model("shapes")([0, 1], eps=eps, output_type="pt").images,
+        pipe([0, 1], eps=eps, output_type="pt").images,
+    )
     with pytest.raises(CfvaeError, match="shapez"):
         LatentVAEPipeline.from_pretrained("shapez")
     (tmp_path / "shapes").mkdir()  # what exists at the path comes first
@@ -118,5 +138,7 @@ def test_a_name_stands_for_the_shipped_folder(pipe, tmp_path, monkeypatch):
 
 def test_the_command_line_draws_from_the_shipped_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(app, ["sample", "shapes", "--n", "4", "--out", "grid.png", "--mean-weight", "3"])
+    done = CliRunner().invoke(
+        app, ["sample", "shapes", "--n", "4", "--out", "grid.png", "--mean-weight", "3"]
+    )
     assert done.exit_code == 0 and (tmp_path / "grid.png").stat().st_size > 500, done.output
