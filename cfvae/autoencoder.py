@@ -205,7 +205,7 @@ def reconstruction_loss(
 ) -> typing.Callable:
     "The first stage's loss as `fit` wants it: mean absolute error, plus `squared` times the mean squared error (02.3)."
 
-    def loss_fn(model, batch, generator):
+    def loss_fn(model, batch, generator, step):
         x = horizontal_flip(batch[0], generator) if flip else batch[0]
         decoded = model(x)
         l1, l2 = F.l1_loss(decoded, x), F.mse_loss(decoded, x)

@@ -11,9 +11,6 @@ __all__ = [
     "save_checkpoint",
     "load_checkpoint",
     "differences",
-    "Checkpointer",
-    "RunLock",
-    "StopOnSignal",
 ]
 
 # %% ../nbs/03b_checkpoints.ipynb #7aa0ee3a
@@ -22,16 +19,12 @@ import hashlib
 import io
 import os
 import re
-import signal
-import sys
-import threading
 import warnings
 from pathlib import Path
 
 import torch
 
-from .core import CfvaeError, check, config_to_dict
-from .training import Callback, StopTraining, TrainingState
+from .core import CfvaeError, check
 
 try:
     import fcntl
@@ -235,167 +228,3 @@ def differences(
     if any(isinstance(side, (dict, list, tuple, torch.Tensor)) for side in (wanted, found)):
         return [f"{name} is a {type(found).__name__} instead of a {type(wanted).__name__}"]
     return []
-
-
-# %% ../nbs/03b_checkpoints.ipynb #48f558f3
-def _restore(state: TrainingState, found: dict, folder: Path) -> None:
-    "Put a checkpoint into a fresh training state, or say what does not fit."
-    before, now = found.pop("config", {}), config_to_dict(state.config)
-    changed = [
-        f"{name} {before[name]} -> {value}"
-        for name, value in now.items()
-        if name in before and before[name] != value
-    ]
-    wrong = [line for line in changed if line.startswith("optimizer ")] or differences(
-        state.state_dict(), found
-    )
-    if wrong:
-        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise CfvaeError(
-            f"the checkpoint in {folder} is of another model or configuration: {'; '.join(wrong[:3])}{more}.\n"
-            "Use the configuration it was made with, or choose another folder."
-        )
-    state.load_state_dict(found)
-    if state.is_main:
-        print(
-            f"resuming after step {state.step}"
-            + (f"; changed settings: {', '.join(changed)}" if changed else ""),
-            flush=True,
-        )
-
-
-def _take_up(state: TrainingState, folder: Path, resume: bool) -> int | None:
-    "Load the newest checkpoint and return its step; None where there is none. Without `resume` there must be none."
-    if list_checkpoints(folder) and not resume:
-        raise CfvaeError(
-            f"{folder} already holds the checkpoints of a run: resume it (--resume), or choose another folder"
-        )
-    newest = load_checkpoint(folder)
-    if newest:
-        _restore(state, newest[1], folder)
-    return newest and newest[0]
-
-
-# %% ../nbs/03b_checkpoints.ipynb #a20ee56f
-class Checkpointer(Callback):
-    "Saves the state every `every` steps and at the end, and can resume. Place it before callbacks that read `state.step` on start."
-
-    def __init__(
-        self,
-        folder: str | Path,  # where the checkpoints live; shared by all processes
-        every: int,  # steps between checkpoints
-        resume: bool = False,  # go on from the newest checkpoint, or from the beginning where there is none
-        keep: int = 2,  # how many checkpoints stay
-    ):
-        check(every >= 1 and keep >= 1, f"every is {every} and keep is {keep}: both have to be at least 1")
-        self.folder, self.every, self.resume, self.keep = Path(folder), every, resume, keep
-
-    def on_start(self, state: TrainingState) -> None:
-        self.earlier_error, self.saved = sys.exception(), _take_up(state, self.folder, self.resume)
-
-    def on_step(self, state: TrainingState, metrics: dict) -> None:
-        if state.step % self.every == 0:
-            self._save(state)
-
-    def on_end(self, state: TrainingState) -> None:
-        if sys.exception() is self.earlier_error:  # no error under way: the state is that of a finished step
-            self._save(state)
-
-    def _save(self, state: TrainingState) -> None:
-        if state.step != self.saved and state.is_main:
-            save_checkpoint(
-                self.folder,
-                state.step,
-                {**state.state_dict(), "config": config_to_dict(state.config)},
-                self.keep,
-            )
-        self.saved = state.step
-
-
-# %% ../nbs/03b_checkpoints.ipynb #bb001bdd
-_locked = set()  # open lock files of this process
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: [file.close() for file in _locked])
-
-
-def _lock(file, folder: Path) -> None:
-    "Lock an open file and note this process in it, or raise `CfvaeError` naming the process that has it."
-    try:
-        if fcntl is None:
-            raise OSError(0, "this system has no flock")
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        owner = file.read().strip() or "unknown"
-        file.close()
-        raise CfvaeError(
-            f"{folder} is in use by another run (process {owner}): wait for it, stop it, or choose another folder"
-        ) from None
-    except OSError as error:
-        warnings.warn(
-            f"{folder} cannot be locked ({error.strerror}): make sure that no other run uses it", stacklevel=3
-        )
-    with contextlib.suppress(OSError):  # on a full disk: the number is only for the message
-        file.truncate(0)
-        print(os.getpid(), file=file, flush=True)
-
-
-# %% ../nbs/03b_checkpoints.ipynb #ea376692
-class RunLock:
-    "Keeps other runs out of a folder while the `with` block and its process last. A second run gets a `CfvaeError`."
-
-    def __init__(
-        self,
-        folder: str | Path,  # a run's folder; created where it is missing
-    ):
-        self.folder, self.file = Path(folder), None
-
-    def __enter__(self) -> "RunLock":
-        if (
-            int(os.environ.get("RANK", 0)) == 0
-        ):  # of several processes of one run, the main one; set by accelerate launch and torchrun
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self.file = open(self.folder / "run.lock", "a+", encoding="utf-8")
-            except OSError as error:
-                raise CfvaeError(
-                    f"cannot use {self.folder} ({error.strerror}): choose a folder that you may write to"
-                ) from None
-            _lock(self.file, self.folder)
-            _locked.add(self.file)
-        return self
-
-    def __exit__(self, *error) -> None:
-        if self.file:
-            _locked.discard(self.file)
-            self.file.close()
-
-
-# %% ../nbs/03b_checkpoints.ipynb #5fb7e1e4
-class StopOnSignal(Callback):
-    "Turns SIGTERM and Ctrl-C into a stop after the step, where a `Checkpointer` saves. A second Ctrl-C interrupts at once. Best placed last."
-
-    received: int | None = None  # the signal that asked for the stop
-
-    def on_start(self, state: TrainingState) -> None:
-        self.received, self.earlier = None, {}
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            self.earlier = {
-                number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
-            }
-
-    def _note(self, number: int, frame) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = self.received or number
-
-    def on_step(self, state: TrainingState, metrics: dict) -> None:
-        if self.received is not None:
-            if state.is_main:
-                print(f"{signal.Signals(self.received).name}: stopping after step {state.step}", flush=True)
-            raise StopTraining
-
-    def on_end(self, state: TrainingState) -> None:
-        for number, handler in self.earlier.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None stands for a handler that is not Python's
-        self.earlier = {}

@@ -26,6 +26,7 @@ __all__ = [
 # %% ../nbs/00_core.ipynb #4ab89cfa
 import dataclasses
 import difflib
+import itertools
 import math
 import random
 import typing
@@ -35,6 +36,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+
+if typing.TYPE_CHECKING:  # names for a type checker; matplotlib is imported where a picture is drawn
+    from _typeshed import DataclassInstance
+    from matplotlib.figure import Figure
 
 
 # %% ../nbs/00_core.ipynb #a188814c
@@ -75,9 +80,10 @@ def randn(
     generator: torch.Generator | None = None,  # source of the noise; None is the global generator
     device: str | torch.device = "cpu",  # where the result is wanted
 ) -> torch.Tensor:
-    "Standard normal noise drawn where `generator` lives, then moved: a CPU generator gives the same noise on every device."
-    source = generator.device if generator is not None else device
-    return torch.randn(shape, generator=generator, device=source).to(device)
+    "Standard normal noise drawn where `generator` lives, then moved: a CPU generator serves every device."
+    source = device if generator is None else generator.device
+    noise = torch.randn(shape, generator=generator, device=source)
+    return noise.to(device)
 
 
 # %% ../nbs/00_core.ipynb #f42228a1
@@ -91,12 +97,11 @@ def get_device(
         device = torch.device(name)
     except RuntimeError:
         raise CfvaeError(f"unknown device '{name}': use auto, cpu or cuda") from None
-    if device.type == "cuda" and (
-        str(device) != str(name) or (device.index or 0) >= torch.cuda.device_count()
-    ):  # "cuda:999" is read as another number
-        raise CfvaeError(
-            f"device '{name}' was asked for, but PyTorch sees {torch.cuda.device_count()} GPUs: use --device cpu or auto"
-        )
+    if device.type == "cuda":
+        gpus = torch.cuda.device_count()
+        understood = str(device) == str(name)  # PyTorch takes "cuda:999" for another number
+        exists = understood and (device.index or 0) < gpus
+        check(exists, f"no device '{name}': PyTorch sees {gpus} GPUs, so use --device cpu or auto")
     return device
 
 
@@ -113,7 +118,8 @@ def to_uint8(
     x: torch.Tensor,  # floats, nominally in [-1, 1]; values outside are clipped, NaN becomes 0
 ) -> torch.Tensor:
     "Pixels as files store them: integers 0..255, rounded to the nearest."
-    return ((x.float().nan_to_num(-1.0).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    x = x.float().nan_to_num(-1.0).clamp(-1, 1)
+    return ((x + 1) * 127.5).round().to(torch.uint8)
 
 
 # %% ../nbs/00_core.ipynb #33124943
@@ -127,12 +133,20 @@ def image_grid(
     n, _, h, w = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
-    canvas = np.full((rows * (h + padding) + padding, columns * (w + padding) + padding, 3), 255, np.uint8)
-    for i, image in enumerate(to_uint8(images).cpu().permute(0, 2, 3, 1).numpy()):
-        top, left = (i // columns) * (h + padding) + padding, (i % columns) * (w + padding) + padding
+    row_step = h + padding
+    column_step = w + padding
+    canvas = np.full((rows * row_step + padding, columns * column_step + padding, 3), 255, np.uint8)
+
+    pixels = to_uint8(images).cpu().permute(0, 2, 3, 1)
+    for i, image in enumerate(pixels.numpy()):
+        row, column = divmod(i, columns)
+        top = padding + row * row_step
+        left = padding + column * column_step
         canvas[top : top + h, left : left + w] = image
+
     picture = Image.fromarray(canvas)
-    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    enlarged = (picture.width * scale, picture.height * scale)
+    return picture.resize(enlarged, Image.Resampling.NEAREST)
 
 
 # %% ../nbs/00_core.ipynb #d70d2f09
@@ -151,20 +165,17 @@ PALETTE = (
 
 
 def set_style() -> None:
-    "The one look of all figures: seaborn's white grid, a palette safe for colour-blind readers, no needless frame."
+    "The one look of all figures: a white grid, a palette safe for colour-blind readers, no needless frame."
     import seaborn
 
-    seaborn.set_theme(
-        style="whitegrid",
-        palette=list(PALETTE),
-        rc={
-            "figure.dpi": 90,
-            "savefig.dpi": 90,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "figure.constrained_layout.use": True,
-        },
-    )
+    settings = {
+        "figure.dpi": 90,
+        "savefig.dpi": 90,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "figure.constrained_layout.use": True,
+    }
+    seaborn.set_theme(style="whitegrid", palette=list(PALETTE), rc=settings)
 
 
 # %% ../nbs/00_core.ipynb #d5445f6e
@@ -174,48 +185,59 @@ def show_images(
     columns: int | None = None,  # images per row; None puts up to 12 in a row
     title: str | None = None,  # caption of the whole figure
     size: float = 1.1,  # inches per image
-):
+) -> "Figure":
     "Show images in a grid; returns the matplotlib figure."
     import matplotlib.pyplot as plt
 
     n = len(images)
     columns = columns or min(n, 12)
     rows = math.ceil(n / columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(columns * size, rows * (size + (0.2 if titles else 0))), squeeze=False
-    )
-    for i, axis in enumerate(axes.flat):
+    row_height = size + 0.2 if titles else size
+    figsize = (columns * size, rows * row_height)
+    figure, axes = plt.subplots(rows, columns, figsize=figsize, squeeze=False)
+
+    for axis in axes.flat:
         axis.axis("off")
-        if i < n:
-            axis.imshow(to_uint8(images[i]).cpu().permute(1, 2, 0).numpy(), interpolation="nearest")
-            if titles is not None:
-                axis.set_title(titles[i], fontsize=8)
+    for axis, image in zip(axes.flat, images):  # the last row may have more axes than images
+        pixels = to_uint8(image).cpu().permute(1, 2, 0)
+        axis.imshow(pixels.numpy(), interpolation="nearest")
+    if titles is not None:
+        for axis, caption in zip(axes.flat[:n], titles, strict=True):
+            axis.set_title(caption, fontsize=8)
+
     if title:
         figure.suptitle(title)
     return figure
 
 
 # %% ../nbs/00_core.ipynb #daf1372e
+_Config = typing.TypeVar("_Config", bound="DataclassInstance")
+
+
+def _lists_to_tuples(value: typing.Any) -> typing.Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(_lists_to_tuples(item) for item in value)
+    return value
+
+
 def config_from_dict(
-    cls: type,  # a dataclass
-    fields: dict,  # field names and values, as read from JSON; lists become tuples
-):
+    cls: type[_Config],  # a dataclass
+    fields: dict[str, typing.Any],  # field names and values, as read from JSON; lists become tuples
+) -> _Config:
     "Build a config. Raises `CfvaeError` for a field it does not have, naming those that sound alike."
-    known = {f.name: f for f in dataclasses.fields(cls)}
+    known = [field.name for field in dataclasses.fields(cls)]
     for name in fields:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=3) or sorted(known)
-            raise CfvaeError(f"{cls.__name__} has no field '{name}': did you mean {', '.join(close)}?")
+            similar = difflib.get_close_matches(name, known, n=3) or sorted(known)
+            raise CfvaeError(f"{cls.__name__} has no field '{name}': did you mean {', '.join(similar)}?")
 
-    def restore(value):
-        return tuple(restore(v) for v in value) if isinstance(value, (list, tuple)) else value
-
-    return cls(**{name: restore(value) for name, value in fields.items()})
+    restored = {name: _lists_to_tuples(value) for name, value in fields.items()}
+    return cls(**restored)
 
 
 def config_to_dict(
-    config,  # a dataclass instance
-) -> dict:
+    config: "DataclassInstance",  # a config
+) -> dict[str, typing.Any]:
     "The config's fields as plain values that JSON can hold."
     return dataclasses.asdict(config)
 
@@ -232,7 +254,9 @@ def device_of(
     module: torch.nn.Module,  # any module
 ) -> torch.device:
     "Where a module's numbers are; the CPU for one that has none."
-    return next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    first = next(tensors, None)
+    return torch.device("cpu") if first is None else first.device
 
 
 # %% ../nbs/00_core.ipynb #933b7b7c
@@ -240,5 +264,6 @@ def shipped_weights(
     name: str,  # such as "shapes-classifier"
 ) -> Path | None:
     "The folder of a model that comes with the package; None where there is none of that name."
-    folders = (Path(str(resources.files("cfvae"))) / "weights").iterdir()
-    return {folder.name: folder for folder in folders if folder.is_dir()}.get(name)
+    weights = Path(str(resources.files("cfvae"))) / "weights"
+    folders = {folder.name: folder for folder in weights.iterdir() if folder.is_dir()}
+    return folders.get(name)

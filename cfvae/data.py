@@ -15,7 +15,6 @@ __all__ = [
     "Shapes",
     "ShuffledBatches",
     "horizontal_flip",
-    "cifar10",
 ]
 
 # %% ../nbs/01_data.ipynb #53224c09
@@ -27,7 +26,7 @@ import typing
 import numpy as np
 import torch
 
-from .core import CfvaeError, check, from_uint8
+from .core import check, from_uint8
 
 
 # %% ../nbs/01_data.ipynb #a24d96b3
@@ -367,31 +366,3 @@ def horizontal_flip(
         < 0.5
     )
     return torch.where(coins.to(x.device).view(-1, 1, 1, 1), x.flip(-1), x)
-
-
-# %% ../nbs/01_data.ipynb #1c9d55a1
-def cifar10(
-    root: str = "data",  # where the download is kept
-    train: bool = True,  # the 50,000 training images, or the 10,000 of the test split
-) -> ImageDataset:
-    "CIFAR-10 by torchvision, downloaded and checked on first use. Raises `CfvaeError` where that is not possible."
-    advice = "Give the images as a folder instead: --data folder:PATH (one folder per class, or an archive of them)."
-    try:
-        from torchvision.datasets import CIFAR10
-    except (
-        ImportError,
-        RuntimeError,
-    ) as error:  # torchvision beside a torch build that is not its own fails with either
-        raise CfvaeError(
-            f"cifar10: torchvision does not import here ({str(error).splitlines()[0]}).\n{advice}"
-        ) from None
-    try:
-        source = CIFAR10(root, train=train, download=True)
-    except Exception as error:
-        raise CfvaeError(f"cifar10: the download failed ({type(error).__name__}).\n{advice}") from None
-    return ImageDataset(
-        torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous(),
-        source.targets,
-        source.classes,
-        "cifar10",
-    )

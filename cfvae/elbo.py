@@ -15,7 +15,7 @@ import torch
 # %% ../nbs/05_elbo.ipynb #cff20ba5
 @dataclasses.dataclass(frozen=True)
 class ELBO:
-    "The two halves of the bound, in nats per example: what the reconstruction misses and what the latents cost."
+    "The two halves of the bound, in nats per example: what reconstructions miss and what latents cost."
 
     distortion: torch.Tensor  # (b,) expected -log p(x | z), or a divergence that stands in for it
     rates: torch.Tensor  # (b, layers) KL(q || p) of each stochastic layer, lowest resolution first
@@ -32,7 +32,9 @@ class ELBO:
 
     @property
     def loss(self) -> torch.Tensor:
-        "What training lowers: the negative bound, averaged over the batch. The one place where the course averages over examples."
+        """What training lowers: the negative bound, averaged over the batch.
+
+        The one place where the course averages over examples."""
         return -self.elbo.mean()
 
     def bits_per_dim(
@@ -47,5 +49,7 @@ class ELBO:
 def importance_weighted_bound(
     log_weights: torch.Tensor,  # (k, b): log p(x, z) - log q(z | x) of k draws from q
 ) -> torch.Tensor:
-    "A bound that tightens with k (05.8), (b,); k = 1 is the one-sample ELBO. Burda, Grosse and Salakhutdinov 2015, equation 8."
+    """A bound that tightens with k (05.8), (b,); k = 1 is the one-sample ELBO.
+
+    Burda, Grosse and Salakhutdinov 2015, equation 8."""
     return torch.logsumexp(log_weights, 0) - math.log(len(log_weights))

@@ -18,7 +18,8 @@ __all__ = [
 
 # %% ../nbs/13_evaluation.ipynb #ee21a0a5
 import dataclasses
-import typing
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +27,9 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from .core import check, from_uint8, seed_everything, shipped_weights
-from .data import BACKGROUNDS, COLOURS, FACTORS, Shapes
+from .data import BACKGROUNDS, COLOURS, FACTORS, ImageDataset, Shapes
 from .pipeline import load_local
-from .training import ProgressBar, TrainingConfig, fit
+from .training import Callback, TrainingConfig, fit
 
 
 # %% ../nbs/13_evaluation.ipynb #fdbe8550
@@ -40,37 +41,37 @@ class ClassifierConfig:
     widths: tuple[int, ...] = (32, 64, 96)  # channels per level; each level halves the resolution
     num_classes: int = len(FACTORS["class"])  # how many answers
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
-        check(
-            self.size % 2 ** len(self.widths) == 0,
-            f"size {self.size} cannot be halved {len(self.widths)} times",
-        )
+        levels = len(self.widths)
+        check(self.size % 2**levels == 0, f"size {self.size} cannot be halved {levels} times")
         check(self.num_classes >= 2, f"num_classes is {self.num_classes}: at least 2 are needed")
 
 
+# %% ../nbs/13_evaluation.ipynb #0b107a59
 class Classifier(nn.Module, PyTorchModelHubMixin):
     "Images (b, 3, size, size) in [-1, 1] to one logit per class, (b, num_classes)."
 
     def __init__(
         self,
         config: ClassifierConfig,  # sizes
-    ):
+    ) -> None:
         super().__init__()
         self.config = config
+
         layers: list[nn.Module] = []
-        for before, width in zip((3, *config.widths), config.widths, strict=False):
-            layers += [
-                nn.Conv2d(before, width, 3, padding=1),
-                nn.GroupNorm(8, width),
-                nn.SiLU(),
-                nn.Conv2d(width, width, 3, stride=2, padding=1),
-                nn.SiLU(),
-            ]
+        in_channels = 3
+        for width in config.widths:
+            layers.append(nn.Conv2d(in_channels, width, 3, padding=1))
+            layers.append(nn.GroupNorm(8, width))
+            layers.append(nn.SiLU())
+            layers.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+            layers.append(nn.SiLU())
+            in_channels = width
         self.features = nn.Sequential(*layers, nn.Flatten())
-        self.answer = nn.Linear(
-            config.widths[-1] * (config.size // 2 ** len(config.widths)) ** 2, config.num_classes
-        )
+
+        side = config.size // 2 ** len(config.widths)  # of the last feature maps
+        self.answer = nn.Linear(in_channels * side**2, config.num_classes)
 
     def forward(
         self,
@@ -80,92 +81,127 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
 
 
 # %% ../nbs/13_evaluation.ipynb #ddcef64d
+def _classifier_loss(
+    model: nn.Module, batch: tuple[torch.Tensor, ...], generator: torch.Generator, step: int
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    "Cross-entropy and accuracy, in the form that `fit` calls."
+    images, labels = batch
+    logits = model(images).float()
+    right = logits.argmax(1) == labels
+    return F.cross_entropy(logits, labels), {"accuracy": right.float().mean()}
+
+
 def train_classifier(
-    dataset,  # labelled images
+    dataset: ImageDataset,  # labelled images
     config: ClassifierConfig,  # sizes
     training: TrainingConfig,  # how
-    progress: bool = True,  # show a bar
+    callbacks: Sequence[Callback] = (),  # who watches
 ) -> Classifier:
     "A classifier trained on labelled images; returns the averaged model."
-
-    def loss_fn(model, batch, generator):
-        logits = model(batch[0]).float()
-        return F.cross_entropy(logits, batch[1]), {"accuracy": (logits.argmax(1) == batch[1]).float().mean()}
-
     seed_everything(training.seed)
-    state = fit(
-        Classifier(config),
-        dataset,
-        loss_fn,
-        training,
-        [ProgressBar("classifier", ("loss", "accuracy"))] if progress else [],
-    )
-    return state.ema.module.eval()
+    classifier = Classifier(config)
+    state = fit(classifier, dataset, _classifier_loss, training, callbacks)
+    return cast(Classifier, state.ema.module.eval())
 
 
+# %% ../nbs/13_evaluation.ipynb #969346a3
 SHAPES_TRAINING = TrainingConfig(
     steps=600, batch_size=64, learning_rate=2e-3, final_learning_rate=2e-5, ema_decay=0.99
 )
 
 
-def train_shapes_classifier() -> Classifier:
-    "The judge of the shapes models, as it is shipped: `python -m cfvae train-features --out DIR` makes it again."
-    return train_classifier(Shapes(20000, seed=100), ClassifierConfig(), SHAPES_TRAINING)
+def train_shapes_classifier(
+    callbacks: Sequence[Callback] = (),  # who watches
+) -> Classifier:
+    "The judge of the shapes models as it is shipped; `cfvae train-features --out DIR` makes it again."
+    return train_classifier(Shapes(20000, seed=100), ClassifierConfig(), SHAPES_TRAINING, callbacks)
 
 
 def shapes_classifier() -> Classifier:
-    "The shipped classifier of `Shapes` at 32 pixels. Its accuracy on held-out images is in the lesson and in a test."
-    return load_local(Classifier, shipped_weights("shapes-classifier"))
+    "The shipped classifier of `Shapes` at 32 pixels; the lesson and a test measure it on held-out images."
+    folder = shipped_weights("shapes-classifier")
+    assert folder is not None  # it comes with the package
+    return load_local(Classifier, folder)
 
 
 # %% ../nbs/13_evaluation.ipynb #142d2b45
 @torch.no_grad()
 def predict(
-    classifier: Classifier,  # any module from images to logits
+    classifier: nn.Module,  # any module from images to logits
     images: torch.Tensor,  # (n, 3, size, size) in [-1, 1]
     batch_size: int = 256,  # images at a time
 ) -> torch.Tensor:
     "The most likely class of every image, (n,)."
     device = next(classifier.parameters()).device
-    return torch.cat(
-        [classifier(part.to(device).clamp(-1, 1)).argmax(1).cpu() for part in images.split(batch_size)]
-    )
+    answers = []
+    for part in images.split(batch_size):
+        logits = classifier(part.to(device).clamp(-1, 1))
+        answers.append(logits.argmax(1).cpu())
+    return torch.cat(answers)
 
 
 def class_accuracy(
-    classifier: Classifier,  # any module from images to logits
+    classifier: nn.Module,  # any module from images to logits
     images: torch.Tensor,  # (n, 3, size, size) in [-1, 1]
-    labels: torch.Tensor | typing.Sequence[int],  # n classes that were asked for
+    labels: torch.Tensor | Sequence[int],  # n classes that were asked for
 ) -> float:
-    "The share of images recognised as their class (13.1). It sees fidelity to the label and nothing of diversity: one perfect picture per class scores 1."
+    """The share of images recognised as their class (13.1).
+
+    It sees fidelity to the label and nothing of diversity: one perfect picture per class scores 1."""
     labels = torch.as_tensor(labels)
     check(len(images) == len(labels), f"{len(images)} images but {len(labels)} labels")
-    return (predict(classifier, images) == labels).float().mean().item()
+    right = predict(classifier, images) == labels
+    return right.float().mean().item()
 
 
 # %% ../nbs/13_evaluation.ipynb #12b7d52c
+def _paint_backgrounds(
+    height: torch.Tensor,  # of every row, 0 at the top and 1 at the bottom, (s,)
+) -> torch.Tensor:
+    "All backgrounds of `Shapes`, (6, 3, s): the colour of every row."
+    ends = from_uint8(torch.tensor(tuple(BACKGROUNDS.values())))  # (6, 2, 3)
+    top = ends[:, 0, :, None]
+    bottom = ends[:, 1, :, None]
+    return top * (1 - height) + bottom * height
+
+
+def _nearest_background(
+    images: torch.Tensor,  # (n, 3, s, s)
+    backgrounds: torch.Tensor,  # (6, 3, s)
+) -> torch.Tensor:
+    "The index of each image's background, (n,), told by the means of its four corners."
+    corners = []
+    expected = []
+    for rows in (slice(0, 3), slice(-3, None)):
+        for columns in (slice(0, 3), slice(-3, None)):
+            corners.append(images[:, :, rows, columns].mean((2, 3)))
+            expected.append(backgrounds[:, :, rows].mean(2))
+    return torch.cdist(torch.cat(corners, dim=1), torch.cat(expected, dim=1)).argmin(1)
+
+
+# %% ../nbs/13_evaluation.ipynb #468eb9d0
 def measure_shapes(
     images: torch.Tensor,  # (n, 3, s, s) in [-1, 1], of `Shapes` or like them
 ) -> dict[str, torch.Tensor]:
-    """Factors read off pictures without a network, each (n,): the nearest background and colour as indices, the share of the area that the shape covers, its centre in [-1, 1].
+    """Factors read off pictures without a network, each (n,).
 
-    The same ruler for real images and samples; on soft or wrong pictures it still gives the nearest answer."""
+    `background` and `colour` are the nearest ones, as indices; `area` is the share of the picture that the
+    shape covers; `y` and `x` are its centre in [-1, 1]. The same ruler for real images and samples: on soft
+    or wrong pictures it still gives the nearest answer."""
     images = images.float().cpu()  # wherever they were drawn
-    ramp = (torch.arange(images.shape[-1]) + 0.5) / images.shape[-1]
-    ends = from_uint8(torch.tensor(tuple(BACKGROUNDS.values())))  # (6, 2, 3): top and bottom
-    skies = ends[:, 0, :, None] * (1 - ramp) + ends[:, 1, :, None] * ramp  # (6, 3, rows)
-    edge = (slice(0, 3), slice(-3, None))
-    corners = torch.cat(
-        [images[:, :, rows, columns].mean((2, 3)) for rows in edge for columns in edge], dim=1
-    )
-    expected = torch.cat([skies[:, :, rows].mean(2) for rows in edge for _ in edge], dim=1)
-    background = torch.cdist(corners, expected).argmin(1)
-    mask = (
-        (images - skies[background, ..., None]).norm(dim=1) > 0.3
-    ).float()  # (n, s, s); 0.3 is some 20 grey levels in each channel
-    count, ticks = mask.sum((1, 2)).clamp_min(1), 2 * ramp - 1
-    colour = (images * mask[:, None]).sum((2, 3)) / count[:, None]
+    size = images.shape[-1]
+    height = (torch.arange(size) + 0.5) / size
+    backgrounds = _paint_backgrounds(height)
+    background = _nearest_background(images, backgrounds)
+
+    # where a picture differs from its background by more than some 20 grey levels in each channel
+    difference = images - backgrounds[background, ..., None]
+    mask = (difference.norm(dim=1) > 0.3).float()  # (n, s, s)
+    count = mask.sum((1, 2)).clamp_min(1)
+
     palette = from_uint8(0.82 * torch.tensor(tuple(COLOURS.values())))  # the mean over the shading
+    colour = (images * mask[:, None]).sum((2, 3)) / count[:, None]
+    ticks = 2 * height - 1
     return {
         "background": background,
         "colour": torch.cdist(colour, palette).argmin(1),
@@ -176,26 +212,33 @@ def measure_shapes(
 
 
 # %% ../nbs/13_evaluation.ipynb #a13f0c03
+def _share_on_map(
+    points: torch.Tensor,  # (n, d)
+    others: torch.Tensor,  # (m, d): the map is one ball around each of them
+    neighbours: int,  # k
+) -> float:
+    "The share of points that lie in some ball that reaches from a point of `others` to its k-th nearest."
+    between_others = torch.cdist(others, others)
+    radius = between_others.kthvalue(neighbours + 1, dim=1).values  # the nearest is the point itself
+    on_map = (torch.cdist(points, others) <= radius).any(dim=1)
+    return on_map.float().mean().item()
+
+
 def precision_recall(
     real: torch.Tensor,  # (n, d) features of real images
     drawn: torch.Tensor,  # (m, d) features of samples
     neighbours: int = 3,  # k: how many neighbours a point's ball reaches
 ) -> tuple[float, float]:
-    "Precision, the share of samples on the map of real images, and recall, the share of real images on the map of samples (13.3; Kynkäänniemi et al., arXiv 1904.06991)."
-    for name, points in (("real", real), ("drawn", drawn)):
-        check(
-            points.ndim == 2 and len(points) > neighbours,
-            f"{name}: features of more than {neighbours} images are needed, (n, d), not {tuple(points.shape)}",
-        )
-    check(
-        real.shape[1] == drawn.shape[1],
-        f"the features have {real.shape[1]} and {drawn.shape[1]} numbers: use the same network for both",
-    )
+    """Precision and recall (13.3; Kynkäänniemi et al., arXiv 1904.06991).
 
-    def on_the_map(points, others):
-        reach = (
-            torch.cdist(others, others).kthvalue(neighbours + 1, dim=1).values
-        )  # the nearest of all is the point itself
-        return (torch.cdist(points, others) <= reach).any(dim=1).float().mean().item()
+    Precision is the share of samples on the map of real images; recall, of real images on the map of samples."""
+    needed = f"features of more than {neighbours} images are needed, (n, d)"
+    for name, features in (("real", real), ("drawn", drawn)):
+        enough = features.ndim == 2 and len(features) > neighbours
+        check(enough, f"{name}: {needed}, not {tuple(features.shape)}")
+    d_real, d_drawn = real.shape[1], drawn.shape[1]
+    check(d_real == d_drawn, f"features have {d_real} and {d_drawn} numbers: use the same network for both")
 
-    return on_the_map(drawn, real), on_the_map(real, drawn)
+    precision = _share_on_map(drawn, real, neighbours)
+    recall = _share_on_map(real, drawn, neighbours)
+    return precision, recall

@@ -7,8 +7,6 @@ __all__ = [
     "PUBLISHED",
     "RELEASED",
     "published_config",
-    "published_recipe",
-    "imagenet_256_small",
     "read_weights",
     "read_header",
     "published_names",
@@ -29,12 +27,9 @@ from torch import nn
 from .blocks import Attention, ResidualBlock
 from .core import CfvaeError, check
 from .hvae import HierarchicalVAE, HierarchicalVAEConfig
-from .information import ObjectiveConfig
 from .latents import LatentScaler
 from .pipeline import LatentVAEPipeline
 from .pretrained import PretrainedAutoencoder, PretrainedConfig, import_diffusers
-from .recipes import PRESETS, Recipe
-from .training import TrainingConfig
 
 
 # %% ../nbs/16_published_models.ipynb #bd41c40f
@@ -173,156 +168,6 @@ PUBLISHED: dict[str, dict] = {
         h_prior=True,
     ),
 }
-
-# %% ../nbs/16_published_models.ipynb #640e38da
-_F8 = PretrainedConfig("", 256, 4, 8)
-_RUNS: dict[str, tuple] = {  # data, first stage, training where it is not P2's, objective, what it is
-    "imagenet256_kl8": (
-        "folder:data/imagenet",
-        _F8,
-        {"learning_rate": 3e-4},
-        {"sigma_q": 0.07},
-        "P2's model of ImageNet, class-conditional, on the codes of KL-f8. For many GPUs.",
-    ),
-    "bedroom": (
-        "folder:data/bedroom",
-        PretrainedConfig("", 256, 3, 4),
-        {"batch_size": 256, "accumulate": 4},
-        {"sigma_q": 0.1, "steepness": 2000.0},
-        "P2's model of LSUN bedrooms, on the codes of VQ-f4.",
-    ),
-    "church": (
-        "folder:data/church",
-        _F8,
-        {},
-        {"sigma_q": 0.07},
-        "P2's model of LSUN churches, on the codes of KL-f8.",
-    ),
-    "bedroom_f8": (
-        "folder:data/bedroom",
-        _F8,
-        {},
-        {"sigma_q": 0.07},
-        "P2's ablation: bedrooms on the codes of KL-f8.",
-    ),
-    "bedroom_f16": (
-        "folder:data/bedroom",
-        PretrainedConfig("", 256, 16, 16),
-        {},
-        {"sigma_q": 0.07, "steepness": 600.0},
-        "P2's ablation: bedrooms on codes of factor 16.",
-    ),
-    "church256": (
-        "folder:data/church",
-        PretrainedConfig("pixels", 256, 3, 1, 0.0, 1.0),
-        {"accumulate": 4, "learning_rate": 1e-4},
-        {
-            "sigma_q": 0.05,
-            "schedule": "constant-per-resolution",
-            "values": (1, 4, 8, 16, 32, 64, 128, 256),
-            "spectral_weight": 0.25,
-        },
-        "P2's model of churches in pixels, to compare with.",
-    ),
-    "church32": (
-        "folder:data/church",
-        PretrainedConfig("pixels", 32, 3, 1, 0.0, 1.0),
-        {},
-        {"sigma_q": 0.035},
-        "The base of P2's cascade of pixel models: churches at 32 x 32.",
-    ),
-    "cifar10_pixels": (
-        "cifar10",
-        PretrainedConfig("pixels", 32, 3, 1, 0.0, 1.0),
-        {
-            "optimizer": "adamax",
-            "betas": (0.9, 0.999),
-            "learning_rate": 6e-4,
-            "final_learning_rate": 3e-4,
-            "warmup": 50,
-            "ema_decay": 0.9997,
-            "steps": 400_000,
-        },
-        {"sigma_q": 0.025, "spectral_weight": 0.05},
-        "After P1: CIFAR-10 in pixels, class-conditional.",
-    ),
-}
-
-
-def published_recipe(
-    name: str,  # of a published model, a key of `PUBLISHED`
-) -> Recipe:
-    "A published model as a recipe, with the training constants of its paper; the number of steps, a million, is ours, but for the model of CIFAR-10."
-    data, first_stage, training, objective, _ = _RUNS[name]
-    config = published_config(PUBLISHED[name])
-    constants = {
-        "steps": 1_000_000,
-        "batch_size": 128,
-        "learning_rate": 2e-4,
-        "betas": (0.9, 0.9),
-        "warmup": 100,
-        "ema_decay": 0.9999,
-        "skip_norm": 300.0 * config.data_channels * config.resolution**2,
-        "log_every": 500,
-        "sample_every": 10_000,
-        "checkpoint_every": 2500,
-    }
-    return Recipe(
-        name,
-        data,
-        conditional=config.num_classes > 0,
-        autoencoder=first_stage,
-        vae=config,
-        vae_training=TrainingConfig(**{**constants, **training}),
-        objective=ObjectiveConfig(label_drop=0.1 if config.num_classes else 0.0, **objective),
-    )
-
-
-def imagenet_256_small() -> Recipe:
-    "ImageNet at 256 x 256 scaled down for one GPU: a fifth of the published model's parameters, on the codes of any autoencoder of factor 8."
-    return Recipe(
-        "imagenet-256-small",
-        "folder:data/imagenet",
-        1000,
-        flip=True,
-        autoencoder=PretrainedConfig("stabilityai/sd-vae-ft-mse", 256, 4, 8),
-        vae=HierarchicalVAEConfig(
-            4,
-            (1, 4, 8, 16, 32),
-            (192, 192, 192, 192, 128),
-            (192, 192, 192, 192, 128),
-            (4, 4, 4, 4, 2),
-            (4, 6, 6, 6, 4),
-            (2, 2, 3, 3, 2),
-            (0, 2, 2, 2, 0),
-            4,
-            num_classes=1000,
-        ),
-        vae_training=TrainingConfig(
-            steps=400_000,
-            batch_size=128,
-            learning_rate=3e-4,
-            betas=(0.9, 0.9),
-            ema_decay=0.9999,
-            skip_norm=300.0 * 4 * 32**2,
-            log_every=100,
-            sample_every=5000,
-            checkpoint_every=2500,
-        ),
-    )
-
-
-def _named(name: str) -> typing.Callable[[], Recipe]:
-    def make() -> Recipe:
-        return published_recipe(name)
-
-    make.__doc__ = _RUNS[name][-1]
-    return make
-
-
-PRESETS.update(
-    {name: _named(name) for name in _RUNS} | {"imagenet-256-small": imagenet_256_small}
-)  # from here on, `preset` and the command line know them
 
 
 # %% ../nbs/16_published_models.ipynb #be409295

@@ -12,22 +12,12 @@ __all__ = [
     "StopTraining",
     "Callback",
     "fit",
-    "plain_metrics",
-    "ProgressBar",
-    "JsonLog",
-    "read_log",
-    "TensorBoardLog",
-    "PictureLog",
-    "TimeLimit",
 ]
 
 # %% ../nbs/03_training.ipynb #c05f7b7e
 import dataclasses
-import json
 import math
-import time
 import typing
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -35,9 +25,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import broadcast
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
-from tqdm.auto import tqdm
 
-from .core import check, get_device, image_grid, make_generator
+from .core import check, get_device, make_generator
 from .data import ImageDataset, ShuffledBatches
 
 
@@ -241,7 +230,7 @@ def _step(
     for part in range(parts):
         batch = tuple(t.to(accelerator.device, non_blocking=True) for t in data.batch(indices[part::parts]))
         with accelerator.autocast():
-            loss, metrics = loss_fn(state.model, batch, generator)
+            loss, metrics = loss_fn(state.model, batch, generator, state.step)
         (loss / parts).backward()
         total = total + loss.detach() / parts
     norm = _gradient(state.model, accelerator)
@@ -278,7 +267,7 @@ class Callback:
 def fit(
     model: nn.Module,  # trained in place
     data: ImageDataset,  # anything with `batch(indices)` and a length
-    loss_fn: typing.Callable,  # (model, batch, generator) -> (scalar loss, dict of metrics)
+    loss_fn: typing.Callable,  # (model, batch, generator, step) -> (scalar loss, dict of metrics)
     config: TrainingConfig,  # how
     callbacks: typing.Sequence[Callback] = (),  # who watches
 ) -> TrainingState:
@@ -336,168 +325,3 @@ def _skipping_advice(state: TrainingState, metrics: dict) -> str:
         f"{state.skipped_in_a_row} steps in a row were skipped (last gradient norm {metrics['gradient_norm']:.3g}): the run is not learning any more.\n"
         "Lower learning_rate, or raise skip_norm if the norm is finite and steady; with --resume the run starts again from its last checkpoint."
     )
-
-
-# %% ../nbs/03_training.ipynb #f7b2caf8
-def plain_metrics(
-    metrics: dict,  # values may be tensors
-) -> dict:
-    "The metrics as numbers and lists, ready for JSON."
-    return {k: (v.tolist() if torch.is_tensor(v) else v) for k, v in metrics.items()}
-
-
-# %% ../nbs/03_training.ipynb #7d260c73
-class ProgressBar(Callback):
-    "A line that shows loss, rate, distortion, skipped steps, examples per second and the time left."
-
-    def __init__(
-        self,
-        title: str = "training",  # stands before the bar
-        keys: typing.Sequence[str] = (
-            "loss",
-            "distortion",
-            "rate",
-            "psnr",
-        ),  # metrics to show, where the loss reports them
-    ):
-        self.title, self.keys = title, keys
-
-    def on_start(self, state: TrainingState) -> None:
-        self.bar = tqdm(
-            total=state.config.steps,
-            initial=state.step,
-            desc=self.title,
-            unit="step",
-            mininterval=0.5,
-            disable=not state.is_main,
-            dynamic_ncols=True,
-        )
-        self.began, self.first = time.monotonic(), state.step
-
-    def on_step(self, state: TrainingState, metrics: dict) -> None:
-        self.bar.update()
-        if state.step % state.config.log_every == 0:
-            shown = {k: f"{float(metrics[k]):.4g}" for k in self.keys if k in metrics}
-            speed = (
-                (state.step - self.first) * state.config.batch_size / max(time.monotonic() - self.began, 1e-9)
-            )
-            self.bar.set_postfix(
-                {**shown, "skipped": state.skipped, "examples/s": f"{speed:.0f}"}, refresh=False
-            )
-
-    def on_end(self, state: TrainingState) -> None:
-        self.bar.close()
-
-
-# %% ../nbs/03_training.ipynb #5e9feccf
-class JsonLog(Callback):
-    "Appends one JSON object per `log_every` steps to a file; on resuming, lines beyond the resumed step are dropped (so it stands after the `Checkpointer`)."
-
-    def __init__(
-        self,
-        path: str | Path,  # the file, usually log.jsonl
-    ):
-        self.path = Path(path)
-
-    def on_start(self, state: TrainingState) -> None:
-        if not state.is_main:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_log(self.path) if line["step"] <= state.step] if state.step else []
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        self.began, self.first = time.monotonic(), state.step
-
-    def on_step(self, state: TrainingState, metrics: dict) -> None:
-        if state.is_main and (state.step % state.config.log_every == 0 or state.step == state.config.steps):
-            speed = (
-                (state.step - self.first) * state.config.batch_size / max(time.monotonic() - self.began, 1e-9)
-            )
-            line = {
-                "step": state.step,
-                **plain_metrics(metrics),
-                "skipped": state.skipped,
-                "examples_per_second": round(speed, 1),
-            }
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-
-
-def read_log(
-    path: str | Path,  # a file that JsonLog wrote
-) -> list[dict]:
-    "The lines of a log, oldest first; a last line cut off by a crash is left out. An absent file is an empty log."
-    path = Path(path)
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
-
-
-# %% ../nbs/03_training.ipynb #2618266d
-class TensorBoardLog(Callback):
-    "The same numbers for TensorBoard."
-
-    def __init__(
-        self,
-        folder: str | Path,  # where TensorBoard will look
-    ):
-        self.folder = Path(folder)
-
-    def on_start(self, state: TrainingState) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = (
-            SummaryWriter(str(self.folder), purge_step=state.step or None) if state.is_main else None
-        )
-
-    def on_step(self, state: TrainingState, metrics: dict) -> None:
-        if self.writer and state.step % state.config.log_every == 0:
-            for name, value in plain_metrics(metrics).items():
-                for i, number in enumerate(value if isinstance(value, list) else [value]):
-                    self.writer.add_scalar(
-                        f"{name}/{i:02d}" if isinstance(value, list) else name, number, state.step
-                    )
-
-    def on_end(self, state: TrainingState) -> None:
-        if self.writer:
-            self.writer.close()
-
-
-# %% ../nbs/03_training.ipynb #7a1ec44e
-class PictureLog(Callback):
-    "Saves a grid of images every `sample_every` steps and at the end, drawn from the averaged weights."
-
-    def __init__(
-        self,
-        folder: str | Path,  # where the PNG files go
-        draw: typing.Callable,  # averaged model -> images (n, 3, h, w) in [-1, 1]
-        columns: int | None = None,  # images per row
-    ):
-        self.folder, self.draw, self.columns = Path(folder), draw, columns
-
-    def on_step(self, state: TrainingState, metrics: dict) -> None:
-        if state.is_main and (
-            state.step % state.config.sample_every == 0 or state.step == state.config.steps
-        ):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            model = state.ema.module.eval()
-            with torch.no_grad():
-                image_grid(self.draw(model), self.columns).save(self.folder / f"step-{state.step:08d}.png")
-
-
-class TimeLimit(Callback):
-    "Stops training when the time is up; the checkpoint is written as at any end."
-
-    def __init__(
-        self,
-        minutes: float,  # from now on
-    ):
-        check(minutes > 0, f"max-minutes is {minutes}: it must be above 0")
-        self.deadline = time.monotonic() + 60 * minutes
-
-    def on_step(self, state: TrainingState, metrics: dict) -> None:
-        if time.monotonic() >= self.deadline:
-            raise StopTraining

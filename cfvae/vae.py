@@ -139,7 +139,7 @@ def one_layer_loss(
     "Distortion plus beta times rate as `fit` wants it, (model, batch, generator) -> (loss, metrics)  (06.3)."
     check(beta >= 0, f"beta is {beta}: it must be 0 or more")
 
-    def loss_fn(model, batch, generator):
+    def loss_fn(model, batch, generator, step):
         x = batch[0]
         out = model(x, generator=generator)
         distortion = -DiagGaussian(out.mean, out.variance).log_prob(x)

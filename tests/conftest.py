@@ -1,7 +1,7 @@
 "What all tests share: no clock, and one way to a browser."
 
 import pytest
-from browser import CHROMIUM, FLAGS
+from chromium import CHROMIUM, FLAGS
 from hypothesis import settings
 
 settings.register_profile(

@@ -1,0 +1,1 @@
+"""Reading files: pictures, folders, archives, and what is kept of them. Plain Python, not part of a lesson."""

@@ -1,0 +1,245 @@
+"The dataset class, the generated pictures and their entropy, the order of the data."
+
+import itertools
+import math
+import tempfile
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cfvae.core import CfvaeError, from_uint8, make_generator
+from cfvae.data import (
+    FACTORS,
+    OUTLINES,
+    ImageDataset,
+    Shapes,
+    ShuffledBatches,
+    hold_out,
+    horizontal_flip,
+    render_shapes,
+)
+from cfvae.files.open import cifar10
+
+
+@pytest.fixture
+def few():
+    images = torch.arange(6 * 3 * 4 * 4).remainder(256).to(torch.uint8).view(6, 3, 4, 4)
+    return ImageDataset(images, [0, 1, 2, 0, -1, 2], ["a", "b", "c"], "few")
+
+
+def factors_of(**choices) -> torch.Tensor:
+    return torch.tensor(list(itertools.product(*(choices.get(name, (0,)) for name in FACTORS))))
+
+
+def test_items_and_batches_agree(few):
+    assert (len(few), few.size, few.num_classes, few.classes) == (6, 4, 3, ("a", "b", "c"))
+    x, y = few.batch([5, 0, 4])
+    assert x.dtype == torch.float32 and y.dtype == torch.int64 and y.tolist() == [2, 0, -1]
+    for k, i in enumerate([5, 0, 4]):
+        item, label = few[i]
+        assert torch.equal(item, x[k]) and label == y[k]
+        assert torch.equal(item, from_uint8(few.images[i]))
+    assert torch.equal(few[-1][0], few[5][0])
+    for outside in (6, -7):
+        with pytest.raises(IndexError, match="few"):
+            few[outside]
+
+
+def test_a_memory_map_gives_the_same_and_is_not_written(few, tmp_path):
+    np.save(tmp_path / "images.npy", few.images.numpy())
+    mapped = ImageDataset(np.load(tmp_path / "images.npy", mmap_mode="r"), few.labels, few.classes, "few")
+    assert mapped.fingerprint == few.fingerprint
+    x, _ = mapped.batch([1, 3])
+    assert torch.equal(x, few.batch([1, 3])[0])
+    x.zero_()
+    assert torch.equal(mapped.batch([1, 3])[0], few.batch([1, 3])[0])
+    assert torch.equal(mapped.subset([3]).batch([0])[0], few.batch([3])[0])
+
+
+def test_the_fingerprint_follows_the_content(few):
+    pixels, labels = few.images.clone(), few.labels.clone()
+    assert ImageDataset(pixels.clone(), labels, few.classes).fingerprint == few.fingerprint
+    pixels[5, 2, 3, 3] ^= 1
+    assert ImageDataset(pixels, labels, few.classes).fingerprint != few.fingerprint
+    labels[0] = 1
+    assert ImageDataset(few.images, labels, few.classes).fingerprint != few.fingerprint
+    assert few.subset([0, 1]).fingerprint not in (few.fingerprint, few.subset([1, 0]).fingerprint)
+
+
+def test_labels_have_to_fit(few):
+    with pytest.raises(CfvaeError, match="few: 6 images but 5 labels"):
+        ImageDataset(few.images, [0] * 5, ["a"], "few")
+    for wrong in (3, -2):
+        with pytest.raises(
+            CfvaeError, match=rf"few: labels such as \[{wrong}\] are out of range: use 0 to 2"
+        ):
+            ImageDataset(few.images, [0, 1, 2, wrong, 0, 0], few.classes, "few")
+
+
+def test_hold_out_divides_without_loss_or_overlap():
+    data = Shapes(40, size=8)
+    rest, held = hold_out(data, 10, seed=3)
+    assert (len(rest), len(held)) == (30, 10)
+    pixels = sorted(image.numpy().tobytes() for image in torch.cat([rest.images, held.images]))
+    assert pixels == sorted(image.numpy().tobytes() for image in data.images)
+    assert torch.equal(hold_out(data, 10, seed=3)[1].images, held.images)
+    assert not torch.equal(hold_out(data, 10, seed=4)[1].images, held.images)
+    for n in (0, 40):
+        with pytest.raises(CfvaeError, match="cannot hold out"):
+            hold_out(data, n)
+
+
+def test_shapes_are_a_function_of_n_seed_and_size():
+    a, b = Shapes(20, seed=1, size=16), Shapes(20, seed=1, size=16)
+    assert (
+        torch.equal(a.images, b.images)
+        and torch.equal(a.factors, b.factors)
+        and a.fingerprint == b.fingerprint
+    )
+    assert torch.equal(Shapes(20, seed=1, size=8).factors, a.factors)  # the same scenes at every size
+    prints = {
+        s.fingerprint
+        for s in (a, Shapes(20, seed=2, size=16), Shapes(21, seed=1, size=16), Shapes(20, seed=1, size=8))
+    }
+    assert len(prints) == 4
+    assert torch.equal(a.labels, a.factors[:, 0]) and a.classes == FACTORS["class"]
+    assert a.images.shape == (20, 3, 16, 16) and a.images.dtype == torch.uint8
+
+
+def test_shapes_do_not_depend_on_how_they_are_drawn_in_parts():
+    data = Shapes(1030, size=8)  # more than two parts
+    assert torch.equal(render_shapes(data.factors[1000:], 8), data.images[1000:])
+
+
+def test_every_factor_is_drawn_equally_often():
+    factors = Shapes(20_000, size=8).factors
+    for j, grid in enumerate(FACTORS.values()):
+        n, p = len(factors), 1 / len(grid)
+        counts = factors[:, j].bincount(minlength=len(grid))
+        assert len(counts) == len(grid) and (counts - n * p).abs().max() < 5 * math.sqrt(n * p * (1 - p))
+
+
+@pytest.mark.parametrize("arguments", [{"n": 0}, {"size": 7}])
+def test_shapes_refuse_what_cannot_be_drawn(arguments):
+    with pytest.raises(CfvaeError, match="Shapes: "):
+        Shapes(**{"n": 1, **arguments})
+
+
+@pytest.mark.parametrize("size", [16, 32])
+@pytest.mark.parametrize("name", list(OUTLINES))
+def test_round_outlines_ignore_rotation_and_all_others_show_it(name, size):
+    factors = factors_of(
+        **{"class": (list(OUTLINES).index(name),), "rotation": range(8), "size": (0, 3), "position": (12, 23)}
+    )
+    pictures = render_shapes(factors, size).flatten(1)
+    distinct = len(pictures.unique(dim=0))
+    assert distinct == (4 if name in ("disc", "ring") else 32)
+
+
+def test_entropy_equals_the_entropy_counted_on_a_part_of_the_grid():
+    classes = [list(OUTLINES).index(name) for name in ("disc", "heart", "star", "ring", "hourglass")]
+    factors = factors_of(
+        **{
+            "class": classes,
+            "rotation": range(8),
+            "position": (0, 7, 24),
+            "colour": (1, 11),
+            "background": (0, 5),
+            "shading": (0, 3),
+        }
+    )
+    _, counts = render_shapes(factors, 16).flatten(1).unique(dim=0, return_counts=True)
+    p = counts.double() / counts.sum()
+    assert -(p * p.log()).sum().item() == pytest.approx(math.log(len(factors)) - 0.4 * math.log(8), abs=1e-9)
+    whole = sum(math.log(len(grid)) for grid in FACTORS.values())
+    assert Shapes.entropy() == pytest.approx(whole - 0.2 * math.log(8), abs=1e-12)
+    assert Shapes.entropy() == pytest.approx(14.2343, abs=1e-4)
+
+
+def test_no_two_colours_lights_or_backgrounds_look_alike():
+    factors = factors_of(
+        **{"class": (4,), "colour": range(12), "size": (1,), "background": range(6), "shading": range(4)}
+    )
+    assert len(render_shapes(factors, 32).flatten(1).unique(dim=0)) == 12 * 6 * 4
+
+
+def test_the_edge_of_a_disc_is_smooth_and_its_area_right():
+    factors = factors_of(**{"class": (0,), "size": range(4), "position": range(25)})
+    white_on_dark = render_shapes(torch.where(torch.arange(7) == 1, 11, factors), 32)[:, 0].double()
+    low, high = white_on_dark.amin((1, 2)), white_on_dark.amax((1, 2))
+    assert all(len(image.unique()) > 20 for image in white_on_dark)  # in between there are many greys
+    from cfvae.data import _coverage
+
+    radius = torch.tensor(FACTORS["size"])[factors[:, 2]].double()
+    exact = 0.81 * math.pi * radius**2 / 4
+    assert ((_coverage(factors, 32).double().mean((1, 2)) / exact - 1).abs() < 0.01).all() and (
+        high > low + 100
+    ).all()
+
+
+def test_light_brightens_its_side():
+    left, right, top, bottom = render_shapes(
+        factors_of(**{"class": (4,), "colour": (11,), "size": (3,), "position": (12,), "shading": range(4)}),
+        32,
+    )[:, 0].int()
+    assert left[16, 8] > left[16, 24] and right[16, 24] > right[16, 8]
+    assert top[8, 16] > top[24, 16] and bottom[24, 16] > bottom[8, 16]
+
+
+def test_cifar10_failing_is_an_error_with_a_way_out():
+    with tempfile.NamedTemporaryFile() as file, pytest.raises(CfvaeError, match="--data folder:PATH"):
+        cifar10(root=file.name)
+
+
+@settings(deadline=None, max_examples=60)
+@given(n=st.integers(1, 40), batch=st.integers(1, 40), seed=st.integers(0, 2**40), epoch=st.integers(0, 3))
+def test_an_epoch_shows_every_image_at_most_once_whatever_the_order_of_asking(n, batch, seed, epoch):
+    batch = min(n, batch)
+    steps = range(epoch * (n // batch), (epoch + 1) * (n // batch))
+    order = ShuffledBatches(n, batch, seed)
+    batches = {step: order.batch(step) for step in reversed(steps)}
+    seen = [i for step in steps for i in batches[step]]
+    assert len(seen) == len(set(seen)) == n // batch * batch and set(seen) <= set(range(n))
+    assert all(ShuffledBatches(n, batch, seed).batch(step) == batches[step] for step in steps)
+
+
+def test_the_order_changes_with_seed_and_epoch():
+    order = ShuffledBatches(50, 50, seed=0)
+    passes = [tuple(order.batch(step)) for step in range(3)] + [
+        tuple(ShuffledBatches(50, 50, seed=1).batch(0))
+    ]
+    assert len(set(passes)) == 4
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_processes_share_the_batch(world):
+    whole = ShuffledBatches(30, 8, seed=5)
+    parts = [ShuffledBatches(30, 8, seed=5, rank=rank, world=world) for rank in range(world)]
+    for step in range(7):
+        shares = [part.batch(step) for part in parts]
+        assert {len(share) for share in shares} == {8 // world}
+        assert sorted(sum(shares, [])) == sorted(whole.batch(step))
+
+
+@pytest.mark.parametrize(
+    ("n", "batch", "world", "message"),
+    [(10, 11, 1, "10 images"), (10, 0, 1, "choose 1 to 10"), (10, 5, 2, "2 processes")],
+)
+def test_impossible_batches_are_refused(n, batch, world, message):
+    with pytest.raises(CfvaeError, match=message):
+        ShuffledBatches(n, batch, world=world)
+
+
+def test_flip_mirrors_about_half_and_leaves_its_input_alone():
+    x = torch.rand(4000, 1, 1, 3, generator=make_generator(0))
+    before = x.clone()
+    flipped = horizontal_flip(x, make_generator(1))
+    assert torch.equal(x, before)
+    mirrored = (flipped == x.flip(-1)).flatten(1).all(1)
+    same = (flipped == x).flatten(1).all(1)
+    assert (mirrored ^ same).all()
+    assert abs(int(mirrored.sum()) - 2000) < 4 * math.sqrt(1000)
+    assert torch.equal(horizontal_flip(x, make_generator(1)), flipped)
