@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from torch.distributions import Normal
+from torch.distributions import MultivariateNormal, Normal
 
 from cfvae.core import make_generator
 from cfvae.elbo import ELBO, importance_weighted_bound
@@ -69,41 +69,32 @@ def test_importance_weights_are_all_the_evidence_at_the_true_posterior():
     x = torch.tensor([0.7], dtype=torch.float64)
     exact, mean, variance = linear_model(x)
     z = mean + math.sqrt(variance) * torch.randn(9, 1, generator=make_generator(0), dtype=torch.float64)
-    log_w = (
-        Normal(z, 0.5).log_prob(x)
-        + Normal(0.0, 1.0).log_prob(z)
-        - Normal(mean, math.sqrt(variance)).log_prob(z)
-    )
-    assert torch.allclose(log_w, exact.expand(9, 1)) and torch.allclose(
-        importance_weighted_bound(log_w), exact
-    )
+    log_p = Normal(z, 0.5).log_prob(x) + Normal(0.0, 1.0).log_prob(z)
+    log_w = log_p - Normal(mean, math.sqrt(variance)).log_prob(z)
+    assert torch.allclose(log_w, exact.expand(9, 1))
+    assert torch.allclose(importance_weighted_bound(log_w), exact)
 
 
 def test_rates_of_a_chain_add_up_to_the_joint_divergence():
-    "Two layers, z2 given z1: KL of the joint = rate of the first + average rate of the second (linear-Gaussian, so both are known)."
-    a, b, vq1, vq2, vp2, shift = (
-        0.8,
-        0.3,
-        0.4,
-        0.2,
-        0.7,
-        0.5,
-    )  # q: z1 ~ N(shift, vq1), z2 ~ N(a z1, vq2); p: z1 ~ N(0, 1), z2 ~ N(b z1, vp2)
+    """Two layers, z2 given z1: KL of the joint = rate of the first + average rate of the second.
+
+    All is linear and Gaussian, so both are known."""
+    a, vq1, vq2, shift = 0.8, 0.4, 0.2, 0.5  # q: z1 ~ N(shift, vq1), z2 ~ N(a z1, vq2)
+    b, vp2 = 0.3, 0.7  # p: z1 ~ N(0, 1), z2 ~ N(b z1, vp2)
     q_mean = torch.tensor([shift, a * shift], dtype=torch.float64)
     q_cov = torch.tensor([[vq1, a * vq1], [a * vq1, a * a * vq1 + vq2]], dtype=torch.float64)
     p_cov = torch.tensor([[1.0, b], [b, b * b + vp2]], dtype=torch.float64)
-    joint = torch.distributions.kl_divergence(
-        torch.distributions.MultivariateNormal(q_mean, q_cov),
-        torch.distributions.MultivariateNormal(torch.zeros(2, dtype=torch.float64), p_cov),
-    )
+    joint_q = MultivariateNormal(q_mean, q_cov)
+    joint_p = MultivariateNormal(torch.zeros_like(q_mean), p_cov)
+    joint = torch.distributions.kl_divergence(joint_q, joint_p)
+
     z1 = shift + math.sqrt(vq1) * torch.randn(400_000, 1, generator=make_generator(0), dtype=torch.float64)
-    first = kl_divergence(
-        DiagGaussian(torch.full_like(z1, shift), torch.full_like(z1, vq1)),
-        DiagGaussian(torch.zeros_like(z1), torch.ones_like(z1)),
-    )
-    second = kl_divergence(
-        DiagGaussian(a * z1, torch.full_like(z1, vq2)), DiagGaussian(b * z1, torch.full_like(z1, vp2))
-    )
+    first_q = DiagGaussian(torch.full_like(z1, shift), torch.full_like(z1, vq1))
+    first_p = DiagGaussian(torch.zeros_like(z1), torch.ones_like(z1))
+    second_q = DiagGaussian(a * z1, torch.full_like(z1, vq2))
+    second_p = DiagGaussian(b * z1, torch.full_like(z1, vp2))
+    first = kl_divergence(first_q, first_p)
+    second = kl_divergence(second_q, second_p)
     total = ELBO(torch.zeros(len(z1)), torch.stack([first, second], dim=1)).rate
     assert abs(total.mean() - joint) < 5 * total.std() / math.sqrt(len(z1)) < 0.01
 
@@ -131,8 +122,8 @@ def test_importance_weighted_bound_against_the_naive_formula(k):
 def test_importance_weighted_bound_survives_very_small_weights():
     log_w = torch.tensor([[-5000.0, 3000.0], [-5001.0, 2990.0]])
     naive = log_w.double() - log_w.double().max(0).values
-    wanted = log_w.double().max(0).values + naive.exp().mean(0).log()
-    assert torch.allclose(importance_weighted_bound(log_w).double(), wanted, atol=1e-2)
+    expected = log_w.double().max(0).values + naive.exp().mean(0).log()
+    assert torch.allclose(importance_weighted_bound(log_w).double(), expected, atol=1e-2)
 
 
 def test_importance_weighted_bound_tightens_with_k_and_stays_below():
