@@ -92,7 +92,7 @@ class SamplingHalf(nn.Module):
             return block.merge(h, torch.cat([z, z]), residual, label)
 
         h = self.vae.decoder(2 * n if self.guided else n, visit)
-        return self.pipe.images(self.vae.decoder.output(h[:n]).mean).clamp(-1, 1)
+        return self.pipe.decode(self.vae.decoder.output(h[:n]).mean).clamp(-1, 1)
 
 
 # %% ../nbs/12b_onnx.ipynb #efd64fcf

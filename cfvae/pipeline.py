@@ -132,14 +132,14 @@ class LatentVAEPipeline:
             )
         return [self.classes.index(name) for name in names]
 
-    def latents(
+    def encode(
         self,
         images: torch.Tensor,  # (n, 3, size, size) in [-1, 1]
     ) -> torch.Tensor:
         "Standardised codes of images, (n, channels, r, r)."
         return self.scaler(self.autoencoder.encode(images.to(self.device)))
 
-    def images(
+    def decode(
         self,
         latents: torch.Tensor,  # (n, channels, r, r), standardised
     ) -> torch.Tensor:
@@ -170,7 +170,7 @@ class LatentVAEPipeline:
             noise = None if eps is None else [e[here] for e in eps]
             chosen = None if labels is None else labels[here]
             z = self.vae.sample(here.stop - start, chosen, guidance, temperature, noise, generator)
-            parts.append(self.images(z))
+            parts.append(self.decode(z))
         return PipelineOutput(_as_output(torch.cat(parts), output_type))
 
     @torch.no_grad()
@@ -184,11 +184,11 @@ class LatentVAEPipeline:
         | None = None,  # stochastic layers that may look at the image, from the lowest resolution; 0: the autoencoder alone; None: all
     ) -> torch.Tensor:
         "Images as the model remembers them, (n, 3, size, size), nominally in [-1, 1]."
-        z = self.latents(images)
+        z = self.encode(images)
         if depth == 0:
-            return self.images(z)
+            return self.decode(z)
         labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
-        return self.images(self.vae.reconstruct(z, labels, depth))
+        return self.decode(self.vae.reconstruct(z, labels, depth))
 
     def save_pretrained(
         self,

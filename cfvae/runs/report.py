@@ -137,7 +137,7 @@ def held_out_rates(
     "Means over held-out images: the rate of every layer and the distortion, both in nats per image; and the band [low, high] of every rate."
     rates, distortions, generator = [], [], make_generator(seed)
     for x, y in _batches(run):
-        z = run.pipe.latents(x)
+        z = run.pipe.encode(x)
         out = run.pipe.vae(z, y, generator=generator)
         rates.append(out.rates.cpu())
         distortions.append(

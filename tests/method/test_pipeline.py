@@ -142,8 +142,8 @@ def test_stages_are_joined_by_the_scaler(pipe):
     x = torch.rand(2, 3, 16, 16, generator=make_generator(1)) * 2 - 1
     code = pipe.autoencoder.encode(x)
     shift, scale = pipe.scaler.shift, pipe.scaler.scale
-    assert torch.allclose(pipe.latents(x), ((code - shift) / scale).clamp(-3.5, 3.5), atol=1e-6)
-    assert torch.allclose(pipe.images((code - shift) / scale), pipe.autoencoder(x), atol=1e-5)
+    assert torch.allclose(pipe.encode(x), ((code - shift) / scale).clamp(-3.5, 3.5), atol=1e-6)
+    assert torch.allclose(pipe.decode((code - shift) / scale), pipe.autoencoder(x), atol=1e-5)
     z = pipe.vae.sample(2, [0, 1], eps=pipe.vae.noise(2, make_generator(0)))
     assert torch.allclose(
         draw(pipe, [0, 1], generator=make_generator(0)) * 2 - 1,
@@ -155,17 +155,17 @@ def test_stages_are_joined_by_the_scaler(pipe):
 def test_reconstruct_depths(pipe):
     x, labels = torch.rand(3, 3, 16, 16, generator=make_generator(2)) * 2 - 1, [0, 1, 2]
     alone = pipe.reconstruct(x, depth=0)  # needs no labels: the VAE is not asked
-    assert torch.allclose(alone, pipe.images(pipe.latents(x)), atol=1e-6)
+    assert torch.allclose(alone, pipe.decode(pipe.encode(x)), atol=1e-6)
     full, third, first = (
         pipe.reconstruct(x, labels),
         pipe.reconstruct(x, labels, 3),
         pipe.reconstruct(x, torch.tensor(labels), 1),
     )
     assert torch.equal(full, third) and full.shape == x.shape and not full.requires_grad
-    z = pipe.latents(x)
+    z = pipe.encode(x)
     assert torch.allclose(
         first,
-        pipe.images(
+        pipe.decode(
             pipe.vae.decode(pipe.vae.posterior_means(z, torch.tensor(labels))[:1], torch.tensor(labels))
         ),
         atol=1e-6,

@@ -126,12 +126,12 @@ def test_the_authors_pipelines(kind, tmp_path):
     assert torch.allclose(z, io["encode/latents"], atol=1e-4, rtol=0)
     assert torch.allclose(pipe.autoencoder.decode(z), io["decode/of_encoded"], atol=1e-4, rtol=0)
     assert torch.allclose(
-        pipe.images(io["input/standardised_latents"]), io["decode/of_standardised"], atol=1e-4, rtol=0
+        pipe.decode(io["input/standardised_latents"]), io["decode/of_standardised"], atol=1e-4, rtol=0
     )
     pipe.save_pretrained(tmp_path)
     again = LatentVAEPipeline.from_pretrained(tmp_path)
     assert torch.equal(
-        again.images(io["input/standardised_latents"]), pipe.images(io["input/standardised_latents"])
+        again.decode(io["input/standardised_latents"]), pipe.decode(io["input/standardised_latents"])
     )
     assert (
         len(again(n=2).images) == 2

@@ -366,7 +366,7 @@ def test_a_run_on_pixels(tmp_path):
     pipe, images = load_model(tmp_path / "run"), Shapes(60, size=16).batch(range(4))[0]
     assert (
         pipe.autoencoder.config.source == "pixels"
-        and torch.equal(pipe.latents(images), images)
+        and torch.equal(pipe.encode(images), images)
         and not (tmp_path / "run" / "autoencoder").exists()
     )
     assert (
@@ -394,7 +394,7 @@ def test_a_run_on_a_pretrained_autoencoder(tmp_path):
     assert isinstance(pipe.autoencoder, PretrainedAutoencoder) and isinstance(
         load_autoencoder(tmp_path / "run"), PretrainedAutoencoder
     )
-    codes = pipe.latents(Shapes(60, size=16).batch(range(60))[0])
+    codes = pipe.encode(Shapes(60, size=16).batch(range(60))[0])
     assert (
         codes.mean((0, 2, 3)).abs().max() < 0.3 and abs(codes.std() - 1) < 0.2
     )  # measured, channel by channel
