@@ -37,21 +37,21 @@ import numpy as np
 import torch
 from PIL import Image
 
-if typing.TYPE_CHECKING:  # names for a type checker; matplotlib is imported where a picture is drawn
+if typing.TYPE_CHECKING:  # matplotlib is slow to import, and needed only where a picture is drawn
     from _typeshed import DataclassInstance
     from matplotlib.figure import Figure
 
 
 # %% ../nbs/00_core.ipynb #a188814c
 class CfvaeError(ValueError):
-    "An error that the user can mend: its message names the culprit and the way out in one or two lines."
+    "An error that the user can mend: its message names the culprit and the way out."
 
 
 def check(
     condition: bool,  # what has to hold
     message: str,  # what to say where it does not: the field, its value, the way out
 ) -> None:
-    "Raise `CfvaeError` unless the condition holds: the one line that configs use to check themselves."
+    "Raise `CfvaeError` unless the condition holds: how configs check themselves, a line a field."
     if not condition:
         raise CfvaeError(message)
 
@@ -60,7 +60,7 @@ def check(
 def seed_everything(
     seed: int,  # any integer; the same seed gives the same run
 ) -> None:
-    "Seed the global generators of Python, NumPy and PyTorch (weight initialisation draws from the last)."
+    "Seed the global generators of Python, NumPy and PyTorch (initial weights come from the last)."
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -70,7 +70,7 @@ def make_generator(
     seed: int,  # any integer
     device: str | torch.device = "cpu",  # where the generator lives; noise is drawn there
 ) -> torch.Generator:
-    "A generator of its own, so that two runs can share their noise whatever else draws random numbers."
+    "A generator of its own: two runs can share their noise whatever else draws random numbers."
     return torch.Generator(device=device).manual_seed(seed)
 
 
@@ -80,7 +80,7 @@ def randn(
     generator: torch.Generator | None = None,  # source of the noise; None is the global generator
     device: str | torch.device = "cpu",  # where the result is wanted
 ) -> torch.Tensor:
-    "Standard normal noise drawn where `generator` lives, then moved: a CPU generator serves every device."
+    "Standard normal noise, drawn where `generator` lives and then moved: the same on every device."
     source = device if generator is None else generator.device
     noise = torch.randn(shape, generator=generator, device=source)
     return noise.to(device)
@@ -90,7 +90,7 @@ def randn(
 def get_device(
     name: str = "auto",  # "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1"
 ) -> torch.device:
-    "The device to compute on. Raises `CfvaeError` for a GPU that is not there or a name that is not known."
+    "The device to compute on. Raises `CfvaeError` for a GPU that is not there or an unknown name."
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -167,7 +167,7 @@ PALETTE = (
 
 
 def set_style() -> None:
-    "The one look of all figures: a white grid, a palette safe for colour-blind readers, no needless frame."
+    "The one look of all figures: a white grid and a palette that is safe for colour-blind readers."
     import seaborn
 
     settings = {
