@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "ChooseZ",
     "HierarchicalVAEConfig",
     "BottomUpEncoder",
     "TopDownBlock",
@@ -220,6 +221,9 @@ class TopDownBlock(nn.Module):
 
 
 # %% ../nbs/08_hierarchical_vae.ipynb #4c10e331
+ChooseZ = typing.Callable[[DiagGaussian, TopDownBlock, torch.Tensor, int], torch.Tensor]
+
+
 class TopDownDecoder(nn.Module):
     "Walks all stochastic layers from the lowest resolution to the highest and ends in the output head."
 
@@ -251,14 +255,20 @@ class TopDownDecoder(nn.Module):
     def forward(
         self,
         n: int,  # batch of decoder states
-        visit: typing.Callable,  # (block, h, level) -> h: what to do at a stochastic layer
+        choose_z: ChooseZ,  # (p, block, h, level) -> z: where a layer's z comes from
+        label: torch.Tensor | None = None,  # (n, label width)
     ) -> torch.Tensor:
-        "(n, width, R, R): the state after the last layer. What happens at a layer is the caller's choice; the way through them is one."
+        "(n, width, R, R): the state after the last layer. The way through the layers is one; z is the caller's choice."
         h = self.start.expand(n, -1, -1, -1)
         for level, (up, blocks) in enumerate(zip(self.ups, self.levels, strict=True)):
             h = up(h)
             for block in blocks:
-                h = block(h) if isinstance(block, Attention) else visit(block, h, level)
+                if isinstance(block, TopDownBlock):
+                    p, residual = block.prior(h, label)
+                    z = choose_z(p, block, h, level)
+                    h = block.merge(h, z, residual, label)
+                else:
+                    h = block(h)
         return h
 
     def output(
@@ -275,8 +285,7 @@ class TopDownDecoder(nn.Module):
 class HierarchicalVAEOutput:
     "What one pass over data gives."
 
-    mean: torch.Tensor  # (b, data_channels, R, R)
-    variance: torch.Tensor  # (b, data_channels, R, R)
+    distribution: DiagGaussian  # p(x | z), (b, data_channels, R, R)
     rates: torch.Tensor  # (b, layers) KL(q || p) in nats, unweighted, lowest resolution first
 
 
@@ -412,14 +421,13 @@ class HierarchicalVAE(nn.Module, PyTorchModelHubMixin):
         seen = self.label_vectors(labels, len(x), label_drop, generator)
         features, noise, rates = self.encoder(x, label), self._noise_source(eps, len(x), generator), []
 
-        def visit(block, h, level):
-            p, residual = block.prior(h, seen)
+        def choose_z(p, block, h, level):
             q = block.posterior(h, features[level], label)
             rates.append(kl_divergence(q, p))
-            return block.merge(h, q.sample(next(noise)), residual, seen)
+            return q.sample(next(noise))
 
-        out = self.decoder.output(self.decoder(len(x), visit))
-        return HierarchicalVAEOutput(out.mean, out.variance, torch.stack(rates, dim=1))
+        distribution = self.decoder.output(self.decoder(len(x), choose_z, seen))
+        return HierarchicalVAEOutput(distribution, torch.stack(rates, dim=1))
 
     @torch.no_grad()
     def sample(
@@ -438,11 +446,10 @@ class HierarchicalVAE(nn.Module, PyTorchModelHubMixin):
         if guidance:  # guidance that is off is false, and takes the plain path
             return self._sample_guided(n, labels, label, guidance, temperatures, noise)
 
-        def visit(block, h, level):
-            p, residual = block.prior(h, label)
-            return block.merge(h, p.sample(next(noise), temperature=temperatures[level]), residual, label)
+        def choose_z(p, block, h, level):
+            return p.sample(next(noise), temperature=temperatures[level])
 
-        return self.decoder.output(self.decoder(n, visit)).mean
+        return self.decoder.output(self.decoder(n, choose_z, label)).mean
 
     def _sample_guided(self, n, labels, label, guidance, temperatures, noise) -> torch.Tensor:
         "Two decoder states, with and without label, in one batch of 2n; they share every z (11.4)."
@@ -453,15 +460,11 @@ class HierarchicalVAE(nn.Module, PyTorchModelHubMixin):
         check(labels is not None, "guidance needs labels to steer towards")
         both = torch.cat([label, self.label_vectors(None, n)])
 
-        def visit(block, h, level):
-            p, residual = block.prior(h, both)
-            p_cond, p_uncond = (
-                DiagGaussian(m, v) for m, v in zip(p.mean.chunk(2), p.variance.chunk(2), strict=True)
-            )
-            z = guidance(p_cond, p_uncond, level).sample(next(noise), temperature=temperatures[level])
-            return block.merge(h, torch.cat([z, z]), residual, both)
+        def choose_z(p, block, h, level):
+            z = guidance(p[:n], p[n:], level).sample(next(noise), temperature=temperatures[level])
+            return torch.cat([z, z])
 
-        return self.decoder.output(self.decoder(2 * n, visit)[:n]).mean
+        return self.decoder.output(self.decoder(2 * n, choose_z, both)[:n]).mean
 
     @torch.no_grad()
     def posterior_means(
@@ -478,11 +481,11 @@ class HierarchicalVAE(nn.Module, PyTorchModelHubMixin):
         label, means = self.label_vectors(labels, len(x)), []
         features = self.encoder(x, label)
 
-        def visit(block, h, level):
+        def choose_z(p, block, h, level):
             means.append(block.posterior(h, features[level], label).mean)
-            return block.merge(h, means[-1], block.prior(h, label)[1], label)
+            return means[-1]
 
-        self.decoder(len(x), visit)
+        self.decoder(len(x), choose_z, label)
         return means
 
     @torch.no_grad()
@@ -498,11 +501,10 @@ class HierarchicalVAE(nn.Module, PyTorchModelHubMixin):
         )
         given, label = iter(latents), self.label_vectors(labels, len(latents[0]))
 
-        def visit(block, h, level):
-            p, residual = block.prior(h, label)
-            return block.merge(h, next(given, p.mean), residual, label)
+        def choose_z(p, block, h, level):
+            return next(given, p.mean)
 
-        return self.decoder.output(self.decoder(len(latents[0]), visit)).mean
+        return self.decoder.output(self.decoder(len(latents[0]), choose_z, label)).mean
 
     def reconstruct(
         self,

@@ -136,7 +136,7 @@ def vae_loss(
             label_drop=objective.label_drop,
             generator=generator,
         )
-        distortion = blurred_distortion(x, DiagGaussian(out.mean, out.variance), objective.sigma_q)
+        distortion = blurred_distortion(x, out.distribution, objective.sigma_q)
         schedule = objective.shares(model.config.layers)
         weights = 1.0 if schedule is None else rate_weights(out.rates, schedule)
         loss = ELBO(distortion, weights * out.rates).loss

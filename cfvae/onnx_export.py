@@ -20,7 +20,6 @@ from torch import nn
 
 from .autoencoder import Autoencoder
 from .core import CfvaeError, check, make_generator
-from .gaussian import DiagGaussian
 from .guidance import Guidance
 from .pipeline import LatentVAEPipeline
 
@@ -82,16 +81,13 @@ class SamplingHalf(nn.Module):
         if self.labelled:
             label = self.vae.embedding(labels)
 
-        def visit(block, h, level):
-            p, residual = block.prior(h, label)
+        def choose_z(p, block, h, level):
             if not self.guided:
-                return block.merge(h, p.sample(next(eps)), residual, label)
-            z = guidance(
-                DiagGaussian(p.mean[:n], p.variance[:n]), DiagGaussian(p.mean[n:], p.variance[n:]), level
-            ).sample(next(eps))
-            return block.merge(h, torch.cat([z, z]), residual, label)
+                return p.sample(next(eps))
+            z = guidance(p[:n], p[n:], level).sample(next(eps))
+            return torch.cat([z, z])
 
-        h = self.vae.decoder(2 * n if self.guided else n, visit)
+        h = self.vae.decoder(2 * n if self.guided else n, choose_z, label)
         return self.pipe.decode(self.vae.decoder.output(h[:n]).mean).clamp(-1, 1)
 
 

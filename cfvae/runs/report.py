@@ -31,7 +31,6 @@ from ..autoencoder import psnr
 from ..data import FACTORS, ImageDataset, Shapes
 from ..evaluation import class_accuracy, shapes_classifier
 from ..files.open import open_dataset
-from ..gaussian import DiagGaussian
 from ..guidance import Guidance
 from ..objective import blurred_distortion
 from ..pipeline import LatentVAEPipeline
@@ -140,9 +139,7 @@ def held_out_rates(
         z = run.pipe.encode(x)
         out = run.pipe.vae(z, y, generator=generator)
         rates.append(out.rates.cpu())
-        distortions.append(
-            blurred_distortion(z, DiagGaussian(out.mean, out.variance), run.recipe.objective.sigma_q).cpu()
-        )
+        distortions.append(blurred_distortion(z, out.distribution, run.recipe.objective.sigma_q).cpu())
     mean = torch.cat(rates).mean(0)
     shares = run.recipe.objective.shares(run.recipe.vae.layers)
     band = (

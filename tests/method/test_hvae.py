@@ -163,9 +163,8 @@ def test_rates_are_the_divergences_of_the_walk():
     out = model(x, eps=noise)
     assert isinstance(out, HierarchicalVAEOutput) and out.rates.shape == (3, 4)
     assert torch.allclose(out.rates, torch.stack(expected, 1), rtol=1e-4, atol=1e-4)
-    assert torch.allclose(out.mean, mean, atol=1e-5) and torch.allclose(
-        out.variance, log_variance.exp(), rtol=1e-4
-    )
+    assert torch.allclose(out.distribution.mean, mean, atol=1e-5)
+    assert torch.allclose(out.distribution.variance, log_variance.exp(), rtol=1e-4)
 
 
 def test_posterior_equal_to_prior_costs_nothing():
@@ -346,7 +345,8 @@ def test_unequal_widths_with_labels():
     )
     assert model.embedding.weight.shape == (3, 4)
     out = model(data(model), torch.tensor([0, 1, 2]), label_drop=0.5)
-    assert out.mean.shape == (3, 2, 4, 4) and model.sample(2, [0, 1], guidance=leaning).shape == (2, 2, 4, 4)
+    assert out.distribution.mean.shape == (3, 2, 4, 4)
+    assert model.sample(2, [0, 1], guidance=leaning).shape == (2, 2, 4, 4)
 
 
 # sampling, noise, temperature
@@ -369,7 +369,7 @@ def test_noise_decides_everything():
     )
     kept = [e.clone() for e in eps]
     assert torch.equal(model.sample(3, eps=eps), model.sample(3, eps=eps))
-    assert torch.equal(model(x, eps=eps).mean, model(x, eps=eps).mean)
+    assert torch.equal(model(x, eps=eps).distribution.mean, model(x, eps=eps).distribution.mean)
     assert all(torch.equal(a, b) for a, b in zip(eps, kept, strict=True))
     assert torch.equal(model.sample(3, generator=make_generator(5)), model.sample(3, eps=eps))
     assert not torch.equal(model.sample(3, eps=eps), model.sample(3, eps=model.noise(3, make_generator(6))))
@@ -415,7 +415,8 @@ def test_codes_decode_to_the_reconstruction():
     assert [tuple(z.shape) for z in code] == [(3, *shape) for shape in model.latent_shapes]
     assert torch.equal(model.decode(code, labels), model.reconstruct(x, labels))
     zero = [torch.zeros_like(z) for z in code]
-    assert torch.allclose(model(x, labels, eps=zero).mean, model.reconstruct(x, labels), atol=1e-6)
+    by_noise = model(x, labels, eps=zero).distribution.mean
+    assert torch.allclose(by_noise, model.reconstruct(x, labels), atol=1e-6)
 
 
 def test_truncated_depth_forgets_the_upper_layers():
@@ -429,12 +430,7 @@ def test_truncated_depth_forgets_the_upper_layers():
     noise = [z if i < 1 else torch.zeros_like(z) for i, z in enumerate(code)]
     # depth 1 by hand: the first z given, then the prior's means
     given = iter(noise[:1])
-    h = model.decoder(
-        3,
-        lambda block, h, level: block.merge(
-            h, next(given, block.prior(h, None)[0].mean), block.prior(h, None)[1], None
-        ),
-    )
+    h = model.decoder(3, lambda p, block, h, level: next(given, p.mean))
     assert torch.allclose(model.decoder.output(h).mean, model.reconstruct(x, depth=1), atol=1e-6)
     assert torch.equal(model.reconstruct(x, depth=4), model.reconstruct(x))
 
@@ -473,10 +469,10 @@ def test_loss_stays_finite_at_extreme_raw_values(raw, learned):
             block.prior_block.last.bias.data[:6] = sign * raw
         model.decoder.head.bias.data[:] = raw
         out = model.train()(data(model), generator=make_generator(0))
-        distortion = -DiagGaussian(out.mean, out.variance).log_prob(data(model))
+        distortion = -out.distribution.log_prob(data(model))
         loss = (distortion + out.rates.sum(1)).mean()
         loss.backward()
-        assert loss.isfinite() and (out.variance > 0).all() and (out.rates >= -1e-3).all()
+        assert loss.isfinite() and (out.distribution.variance > 0).all() and (out.rates >= -1e-3).all()
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
@@ -528,9 +524,9 @@ def test_starting_weights_are_scaled_by_the_number_of_blocks():
 
 def plain_loss(model, x, labels=None, **arguments):
     out = model(x, labels, **arguments)
-    return (
-        -DiagGaussian(out.mean, torch.full_like(out.mean, 0.05)).log_prob(x) + out.rates.sum(1)
-    ).mean() + out.variance.log().square().mean()
+    mean = out.distribution.mean
+    distortion = -DiagGaussian(mean, torch.full_like(mean, 0.05)).log_prob(x)
+    return (distortion + out.rates.sum(1)).mean() + out.distribution.variance.log().square().mean()
 
 
 def test_gradients_reach_every_parameter():
@@ -577,14 +573,14 @@ def test_one_batch_overfits():
     optimiser, generator, errors = torch.optim.Adam(model.parameters(), lr=5e-3), make_generator(1), []
     for _ in range(150):
         out = model(x, generator=generator)
-        loss = (
-            -DiagGaussian(out.mean, torch.full_like(out.mean, 0.01)).log_prob(x) + out.rates.sum(1)
-        ).mean()
+        mean = out.distribution.mean
+        distortion = -DiagGaussian(mean, torch.full_like(mean, 0.01)).log_prob(x)
+        loss = (distortion + out.rates.sum(1)).mean()
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 100)
         optimiser.step()
-        errors.append((out.mean - x).square().mean().item())
+        errors.append((mean - x).square().mean().item())
     assert errors[-1] < 0.02 < 0.2 < errors[0]
     assert (model.eval().reconstruct(x) - x).square().mean() < 0.02
 
@@ -752,7 +748,8 @@ def test_any_valid_config_works(config, n, depth):
     layers = sum(config.layers)
     assert len(model.decoder.blocks) == layers == len(model.latent_shapes) == len(config.layer_resolutions)
     out = model(x, labels)
-    assert out.mean.shape == out.variance.shape == x.shape and out.rates.shape == (n, layers)
+    assert out.distribution.mean.shape == out.distribution.variance.shape == x.shape
+    assert out.rates.shape == (n, layers)
     assert out.rates.isfinite().all() and (out.rates > -1e-4).all()
     assert model.sample(n, labels).shape == model.sample(n).shape == x.shape
     assert model.reconstruct(x, labels, depth=min(depth, layers)).shape == x.shape
@@ -794,12 +791,7 @@ def test_parts_can_be_used_alone():
     config = HierarchicalVAEConfig(**SMALL)
     features = BottomUpEncoder(config)(torch.zeros(2, 2, 4, 4), None)
     decoder = TopDownDecoder(config)
-    h = decoder(
-        2,
-        lambda block, h, level: block.merge(
-            h, block.posterior(h, features[level], None).mean, block.prior(h, None)[1], None
-        ),
-    )
+    h = decoder(2, lambda p, block, h, level: block.posterior(h, features[level], None).mean)
     assert decoder.output(h).mean.shape == (2, 2, 4, 4)
 
 
@@ -820,7 +812,8 @@ def test_everything_stays_on_the_models_device(device):
     model = build(num_classes=3, attention=(0, 1, 0), heads=1).to(device).train()
     x, labels = data(model).to(device), torch.tensor([0, 1, 2])  # labels and generators may stay on the CPU
     out = model(x, labels.to(device), label_drop=0.5, generator=make_generator(0))
-    assert all(t.device.type == device for t in (out.mean, out.variance, out.rates, model.spectral_penalty()))
+    tensors = (out.distribution.mean, out.distribution.variance, out.rates, model.spectral_penalty())
+    assert all(t.device.type == device for t in tensors)
     assert model.sample(3, labels, guidance=leaning, generator=make_generator(0)).device.type == device
     assert model.reconstruct(x, labels, depth=2).device.type == device
 

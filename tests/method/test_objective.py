@@ -183,7 +183,7 @@ def test_everything_off_is_the_plain_bound():
     model, batch = tiny(), batch_of()
     loss, metrics = vae_loss(ObjectiveConfig(**PLAIN))(model, batch, make_generator(0))
     out = model(*batch, generator=make_generator(0))
-    bound = ELBO(blurred_distortion(batch[0], DiagGaussian(out.mean, out.variance), 0.07), out.rates)
+    bound = ELBO(blurred_distortion(batch[0], out.distribution, 0.07), out.rates)
     torch.testing.assert_close(loss, bound.loss)
     torch.testing.assert_close(metrics["elbo_loss"], bound.loss.detach())
     torch.testing.assert_close(metrics["distortion"] + metrics["rate"], metrics["elbo_loss"])

@@ -98,9 +98,8 @@ def test_the_authors_numbers(name, attention):
     with torch.no_grad():
         out = model(io["input/x"], labels, eps=noise(io, "forward"))
     mean, raw = io[f"{attention}/forward/out"].chunk(2, dim=1)
-    assert torch.allclose(out.mean, mean, atol=1e-4, rtol=0) and torch.allclose(
-        out.variance.log(), raw, atol=1e-4, rtol=0
-    )
+    assert torch.allclose(out.distribution.mean, mean, atol=1e-4, rtol=0)
+    assert torch.allclose(out.distribution.variance.log(), raw, atol=1e-4, rtol=0)
     assert torch.allclose(out.rates, io[f"{attention}/forward/kl"], atol=1e-4, rtol=0)
     assert torch.allclose(
         model.sample(3, labels, eps=noise(io, "sample_plain")),
