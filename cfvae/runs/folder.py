@@ -1,10 +1,7 @@
 """The folder of a run: claimed, locked, read again."""
 
-import contextlib
-import fcntl
 import json
 import os
-import warnings
 from pathlib import Path
 
 from ..autoencoder import Autoencoder
@@ -136,62 +133,3 @@ def load_model(
         f"{path} holds no model yet: a run has one once its second stage was trained",
     )
     return LatentVAEPipeline.from_pretrained(inner)
-
-
-_locked = set()  # open lock files of this process
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: [file.close() for file in _locked])
-
-
-def _lock(file, folder: Path) -> None:
-    "Lock an open file and note this process in it, or raise `CfvaeError` naming the process that has it."
-    try:
-        if fcntl is None:
-            raise OSError(0, "this system has no flock")
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        owner = file.read().strip() or "unknown"
-        file.close()
-        raise CfvaeError(
-            f"{folder} is in use by another run (process {owner}): wait for it, stop it, or choose another folder"
-        ) from None
-    except OSError as error:
-        warnings.warn(
-            f"{folder} cannot be locked ({error.strerror}): make sure that no other run uses it", stacklevel=3
-        )
-    with contextlib.suppress(OSError):  # on a full disk: the number is only for the message
-        file.truncate(0)
-        print(os.getpid(), file=file, flush=True)
-
-
-class RunLock:
-    "Keeps other runs out of a folder while the `with` block and its process last. A second run gets a `CfvaeError`."
-
-    def __init__(
-        self,
-        folder: str | Path,  # a run's folder; created where it is missing
-    ):
-        self.folder, self.file = Path(folder), None
-
-    def __enter__(self) -> "RunLock":
-        if (
-            int(os.environ.get("RANK", 0)) == 0
-        ):  # of several processes of one run, the main one; set by accelerate launch and torchrun
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self.file = open(self.folder / "run.lock", "a+", encoding="utf-8")
-            except OSError as error:
-                raise CfvaeError(
-                    f"cannot use {self.folder} ({error.strerror}): choose a folder that you may write to"
-                ) from None
-            _lock(self.file, self.folder)
-            _locked.add(self.file)
-        return self
-
-    def __exit__(self, *error) -> None:
-        if self.file:
-            _locked.discard(self.file)
-            self.file.close()

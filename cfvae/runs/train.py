@@ -4,7 +4,6 @@ import dataclasses
 import typing
 import torch
 import copy
-import contextlib
 from cfvae.core import check, get_device, make_generator, seed_everything
 from pathlib import Path
 from cfvae.runs.callbacks import JsonLog, PictureLog, ProgressBar, TensorBoardLog, TimeLimit
@@ -15,6 +14,7 @@ from ..autoencoder import Autoencoder
 from ..autoencoder_loss import first_stage, first_stage_loss, the_autoencoder
 from ..data import ImageDataset, hold_out
 from ..files.codes import encode_dataset
+from ..files.lock import FolderLock
 from ..files.open import open_dataset, require_classes
 from ..guidance import Guidance
 from ..hvae import HierarchicalVAE
@@ -24,7 +24,7 @@ from ..pipeline import LatentVAEPipeline
 from ..pretrained import PretrainedAutoencoder, load_pretrained
 from ..recipes import Recipe, is_pretrained
 from .callbacks import Checkpointer, StopOnSignal
-from .folder import RunLock, claim_run, refuse_begun, load_autoencoder
+from .folder import claim_run, refuse_begun, load_autoencoder
 
 
 def prepare(
@@ -187,7 +187,7 @@ def train(
         if borrowed and recipe.autoencoder.scale is not None
         else None
     )
-    with RunLock(out) if processes.is_main_process else contextlib.nullcontext():
+    with FolderLock(out):
         if processes.is_main_process:
             claim_run(out, recipe, images, resume)
         processes.wait_for_everyone()

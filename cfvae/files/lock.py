@@ -1,0 +1,81 @@
+"""A folder that one process at a time may write to."""
+
+import contextlib
+import os
+import warnings
+from pathlib import Path
+from types import TracebackType
+
+from filelock import FileLock, Timeout
+
+from ..core import CfvaeError
+
+LOCK_FILE = "run.lock"  # stays behind and means nothing: what counts is whether the system has it locked
+OWNER_FILE = "run.pid"  # the number of the process that holds the lock, only for the message
+
+
+class FolderLock:
+    """Keeps other processes out of a folder while the `with` block and its process last, however they end.
+    Of several processes of one run only the first locks; a forked child does not keep its parent's lock.
+    Raises `CfvaeError` where another process has the folder, or it cannot be written to."""
+
+    def __init__(
+        self,
+        folder: str | Path,  # any folder; created where it is missing
+    ) -> None:
+        self.folder = Path(folder)
+        self._lock: FileLock | None = None
+        self._owner = 0  # the process that took the lock: a forked child must not give it back
+
+    def __enter__(self) -> "FolderLock":
+        rank = int(os.environ.get("RANK", 0))  # set by `accelerate launch` and `torchrun`
+        if rank > 0:
+            return self
+        path = self._create_lock_file()
+        lock = FileLock(path, blocking=False, fallback_to_soft=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise CfvaeError(self._in_use()) from None
+        except OSError as error:
+            reason = error.strerror or error
+            message = f"{self.folder} cannot be locked ({reason}): make sure that no other run uses it"
+            warnings.warn(message, stacklevel=2)
+        else:
+            self._lock = lock
+            self._note_owner()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None and self._owner == os.getpid():
+            with contextlib.suppress(OSError):
+                (self.folder / OWNER_FILE).unlink()  # before the release: afterwards it may be another's
+            self._lock.release()
+        self._lock = None
+
+    def _create_lock_file(self) -> Path:
+        "The lock file, made where it is missing; so an error afterwards is one of locking, not of writing."
+        path = self.folder / LOCK_FILE
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        except OSError as error:
+            reason = error.strerror or error
+            message = f"cannot use {self.folder} ({reason}): choose a folder that you may write to"
+            raise CfvaeError(message) from None
+        return path
+
+    def _note_owner(self) -> None:
+        self._owner = os.getpid()
+        with contextlib.suppress(OSError):  # on a full disk: the number is only for the message
+            (self.folder / OWNER_FILE).write_text(f"{self._owner}\n", encoding="utf-8")
+
+    def _in_use(self) -> str:
+        try:
+            owner = (self.folder / OWNER_FILE).read_text(encoding="utf-8").strip()
+        except OSError:
+            owner = ""
+        by = f"another run (process {owner})" if owner else "another run"
+        return f"{self.folder} is in use by {by}: wait for it, stop it, or choose another folder"
