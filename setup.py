@@ -10,6 +10,19 @@ parser = ConfigParser(delimiters=["="])
 parser.read(here / "settings.ini", encoding="utf-8")
 settings = parser["DEFAULT"]
 
+repository = settings["git_url"]
+project_urls = {
+    "Documentation": settings["doc_host"] + settings["doc_baseurl"],
+    "Source": repository,
+    "Issues": f"{repository}/issues",
+    "Changelog": f"{repository}/blob/{settings['branch']}/CHANGELOG.md",
+}
+
+extras = {}
+for name, value in settings.items():
+    if name.endswith("_requirements"):
+        extras[name.removesuffix("_requirements")] = value.split()
+
 setup(
     name=settings["lib_name"],
     version=settings["version"],
@@ -17,18 +30,16 @@ setup(
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author=settings["author"],
-    license="Apache-2.0",
+    project_urls=project_urls,
+    license_expression=settings["license"],
+    license_files=["LICENSE"],
+    classifiers=settings["classifiers"].strip().splitlines(),
     keywords=settings["keywords"].split(),
     packages=find_packages(include=["cfvae", "cfvae.*"]),
-    package_data={"cfvae": ["weights/**/*"]},
-    include_package_data=True,
+    package_data={"cfvae": ["py.typed", "**/*.j2", "weights/**/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={
-        name.removesuffix("_requirements"): value.split()
-        for name, value in settings.items()
-        if name.endswith("_requirements")
-    },
-    entry_points={"console_scripts": settings["console_scripts"].split("\n")},
+    extras_require=extras,
+    entry_points={"console_scripts": settings["console_scripts"].splitlines()},
     zip_safe=False,
 )
