@@ -1,1 +1,1 @@
-"""Reading files: pictures, folders, archives, and what is kept of them. Plain Python, not part of a lesson."""
+"""Reading files: pictures, folders, archives, and what is kept of them. Plain Python, no lesson needs it."""

@@ -1,117 +1,29 @@
 """A data set decoded once, kept as one array that can be memory-mapped."""
 
-import itertools
-import typing
-import numpy as np
 import hashlib
+import itertools
 import json
 import os
 import shutil
+import typing
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from tqdm import tqdm
 from pathlib import Path
 
-from ..core import check
+import numpy as np
+from tqdm import tqdm
+
+from ..core import CfvaeError, check
 from ..data import ImageDataset
-from .archives import new_folder, remove_older
+from .arrays import RowWriter
 from .decode import try_decode
 from .folders import Listing
 from .names import first_few, printable
+from .store import new_folder, remove_older
 
-
-def _decode_all(
-    paths: typing.Sequence[str], size: int, workers: int = 2, block: int = 256
-) -> typing.Iterator[tuple[np.ndarray | None, int | str]]:
-    "`try_decode` for every path, in order, with a progress bar on terminals only."
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(paths), desc="decoding", unit="image", disable=None, leave=False) as bar,
-    ):
-        for start in range(0, len(paths), block):
-            for result in pool.map(try_decode, paths[start : start + block], itertools.repeat(size)):
-                yield result
-                bar.update()
-
-
-def _header(file: typing.IO[bytes], count: int, size: int) -> None:
-    "The .npy header for uint8 (count, 3, size, size); its length does not depend on the count."
-    file.seek(0)
-    np.lib.format.write_array_header_1_0(
-        file, {"descr": "|u1", "fortran_order": False, "shape": (count, 3, size, size)}
-    )
-
-
-def store_array(
-    folder: Path,
-    decoded: typing.Iterable,
-    names: typing.Sequence[str],
-    labels: typing.Sequence[int],
-    classes: tuple[str, ...],
-    size: int,
-) -> None:
-    "Write decoded images, their labels, and what is to be told about them."
-    kept, skipped, small = [], [], 0
-    digest = hashlib.sha256(repr(classes).encode("utf-8", "backslashreplace"))
-    with open(folder / "images.npy", "wb") as file:
-        _header(file, 0, size)
-        for (array, side), name, label in zip(decoded, names, labels, strict=True):
-            if array is None:
-                skipped.append((printable(name), side))
-                continue
-            file.write(array.tobytes())
-            digest.update(array)
-            kept.append(label)
-            small += side < size
-        _header(file, len(kept), size)
-        file.flush()
-        os.fsync(file.fileno())
-    check(
-        kept,
-        f"none of the {len(names)} images can be read: {first_few([f'{name} ({why})' for name, why in skipped])}",
-    )
-    np.save(folder / "labels.npy", np.array(kept, dtype=np.int64))
-    digest.update(np.array(kept, dtype=np.int64))
-    (folder / "meta.json").write_text(
-        json.dumps(
-            {"classes": classes, "skipped": skipped, "small": small, "fingerprint": digest.hexdigest()}
-        )
-    )
-
-
-def _load(folder: Path, size: int, name: str) -> tuple[ImageDataset, int] | None:
-    "The dataset in a cache folder and how many of its images were enlarged; None if it is not there or not whole."
-    try:
-        meta = json.loads((folder / "meta.json").read_text())
-        images, labels = np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy")
-        check(
-            images.shape == (len(labels), 3, size, size) and images.dtype == np.uint8,
-            "the array does not fit its labels",
-        )
-        dataset = ImageDataset(images, labels, meta["classes"], name, meta["fingerprint"])
-        dataset.skipped = [tuple(entry) for entry in meta["skipped"]]
-        return dataset, meta["small"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
-        return None
-
-
-def cached(
-    target: Path, prefix: str, size: int, name: str, need: int, store: typing.Callable[[Path], None]
-) -> tuple[ImageDataset, int]:
-    "The dataset in the cache folder `target`, which `store` fills first if it has to be."
-    found = _load(target, size, name)
-    if found is None:
-        shutil.rmtree(target, ignore_errors=True)
-        with new_folder(target, need) as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on single files: what matters becomes a reason
-            store(folder)
-        found = _load(target, size, name)
-        check(
-            found is not None,
-            f"{name}: the decoded copy in {printable(target)} cannot be read back: check the disk",
-        )
-        remove_older(target, prefix)
-    return found
+Decoded = tuple[np.ndarray | None, int | str]  # pixels and the file's shorter side, or None and the reason
+WORKERS = 2  # threads that decode
+BLOCK = 256  # images handed to them at a time: memory stays bounded
 
 
 def decode_listing(
@@ -121,25 +33,118 @@ def decode_listing(
     tag: str = "images",  # separates sources in the cache; entries of one tag and size replace each other
     name: str = "images",  # for messages
 ) -> ImageDataset:
-    "Decode a listing's images, or reuse the copy that was decoded from the same files. Unreadable ones are left out and listed in `.skipped` as (name, reason)."
+    """Decode a listing's images, or reuse the copy that was decoded from the same files.
+
+    Unreadable ones are left out and listed in `.skipped` as (name, reason)."""
     prefix = f"{tag}-{size}"
     target = Path(cache) / "images" / f"{prefix}-{listing.key()[:16]}"
     paths = [os.path.join(listing.root, image) for image in listing.names]
 
-    def store(folder: Path) -> None:
-        store_array(folder, _decode_all(paths, size), listing.names, listing.labels, listing.classes, size)
+    def fill(folder: Path) -> None:
+        decoded = _decode_all(paths, size)
+        store_images(folder, decoded, listing.names, listing.labels, listing.classes, size)
 
-    dataset, small = cached(target, prefix, size, name, len(paths) * 3 * size**2, store)
-    notes = list(listing.notes)
-    if dataset.skipped:
-        culprits = first_few([f"{image} ({why})" for image, why in dataset.skipped])
-        notes.append(
-            f"{len(dataset.skipped)} of {len(paths)} images cannot be read and are left out: {culprits}"
-        )
-    if small:
-        notes.append(
-            f"{small} of {len(dataset)} images are smaller than {size} pixels and were enlarged: a smaller size would waste less"
-        )
-    for note in notes:
+    dataset, enlarged = load_or_fill(target, prefix, size, name, len(paths) * 3 * size**2, fill)
+    for note in [*listing.notes, *_notes(dataset, enlarged, len(paths))]:
         warnings.warn(f"{name}: {note}", stacklevel=3)
     return dataset
+
+
+def _notes(dataset: ImageDataset, enlarged: int, listed: int) -> list[str]:
+    "What the user should know of the images."
+    notes = []
+    if dataset.skipped:
+        culprits = first_few([f"{image} ({reason})" for image, reason in dataset.skipped])
+        skipped = len(dataset.skipped)
+        notes.append(f"{skipped} of {listed} images cannot be read and are left out: {culprits}")
+    if enlarged:
+        notes.append(
+            f"{enlarged} of {len(dataset)} images are smaller than {dataset.size} pixels and were enlarged: "
+            "a smaller size would waste less"
+        )
+    return notes
+
+
+def _decode_all(paths: list[str], size: int) -> typing.Iterator[Decoded]:
+    "`try_decode` for every path, in order, with a progress bar on terminals only."
+    bar = tqdm(total=len(paths), desc="decoding", unit="image", disable=None, leave=False)
+    with ThreadPoolExecutor(WORKERS) as pool, bar:
+        for start in range(0, len(paths), BLOCK):
+            block = paths[start : start + BLOCK]
+            for decoded in pool.map(try_decode, block, itertools.repeat(size)):
+                yield decoded
+                bar.update()
+
+
+def store_images(
+    folder: Path,  # takes the files
+    decoded: typing.Iterable[Decoded],  # one entry per name
+    names: typing.Sequence[str],  # of the image files
+    labels: typing.Sequence[int],  # one per name
+    classes: tuple[str, ...],  # what the labels mean
+    size: int,  # side of the images
+) -> None:
+    """Write decoded images, their labels, and what is to be told about them.
+
+    Raises `CfvaeError` where no image could be decoded."""
+    kept: list[int] = []
+    skipped: list[tuple[str, str]] = []
+    enlarged = 0
+    digest = hashlib.sha256(repr(classes).encode("utf-8", "backslashreplace"))
+    with RowWriter(folder / "images.npy", "|u1", (3, size, size)) as writer:
+        for (pixels, about), name, label in zip(decoded, names, labels, strict=True):
+            if pixels is None:
+                skipped.append((printable(name), str(about)))
+                continue
+            writer.write(pixels[None])
+            digest.update(pixels.tobytes())
+            kept.append(label)
+            enlarged += int(about) < size
+    reasons = first_few([f"{name} ({reason})" for name, reason in skipped])
+    check(bool(kept), f"none of the {len(names)} images can be read: {reasons}")
+
+    kept_labels = np.array(kept, dtype=np.int64)
+    digest.update(kept_labels.tobytes())
+    np.save(folder / "labels.npy", kept_labels)
+    about_all = {"classes": classes, "skipped": skipped, "small": enlarged, "fingerprint": digest.hexdigest()}
+    (folder / "meta.json").write_text(json.dumps(about_all))
+
+
+def load_or_fill(
+    target: Path,  # the cache folder
+    prefix: str,  # of the names of this source's folders
+    size: int,  # side of the images
+    name: str,  # for messages
+    need: int,  # bytes that filling takes
+    fill: typing.Callable[[Path], None],  # writes the files of `store_images` into a folder
+) -> tuple[ImageDataset, int]:
+    "The dataset in a cache folder, filled first if it has to be; and how many of its images were enlarged."
+    stored = _load(target, size, name)
+    if stored is not None:
+        return stored
+    shutil.rmtree(target, ignore_errors=True)
+    with new_folder(target, need) as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on single files: what matters becomes a reason
+        fill(folder)
+    stored = _load(target, size, name)
+    if stored is None:
+        raise CfvaeError(
+            f"{name}: the decoded copy in {printable(target)} cannot be read back: check the disk"
+        )
+    remove_older(target, prefix)
+    return stored
+
+
+def _load(folder: Path, size: int, name: str) -> tuple[ImageDataset, int] | None:
+    "What `store_images` wrote; None if it is not there or not whole."
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        images = np.load(folder / "images.npy", mmap_mode="r")
+        labels = np.load(folder / "labels.npy")
+        fits = images.shape == (len(labels), 3, size, size) and images.dtype == np.uint8
+        check(fits, "the array does not fit its labels")
+        dataset = ImageDataset(images, labels, meta["classes"], name, meta["fingerprint"])
+        dataset.skipped = [tuple(entry) for entry in meta["skipped"]]
+        return dataset, meta["small"]
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None

@@ -1,36 +1,43 @@
 """One image file, whatever its format, mode or damage, to one square of bytes."""
 
-import numpy as np
 import os
-from PIL import Image, ImageOps, UnidentifiedImageError
 from pathlib import Path
 
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
 from ..core import check
+
+Image.init()  # registers all of Pillow's formats
+KNOWN_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = tuple(name for name in KNOWN_FORMATS if name in Image.OPEN)  # those that this Pillow was built with
+MAX_PIXELS = 89_478_485  # Pillow's limit against decompression bombs
 
 
 def to_rgb(
     image: Image.Image,  # any mode, already loaded
 ) -> Image.Image:
-    "The picture in mode RGB: many-bit grey scaled to 8 bits, transparency laid on white, everything else as Pillow converts it."
+    """The picture in mode RGB.
+
+    Many-bit grey is scaled to 8 bits, transparency laid on white, everything else as Pillow converts it."""
     if image.mode == "F" or image.mode.startswith("I"):
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        top = 65535 if image.mode != "F" else 1 if values.max() <= 1 else 255
-        image = Image.fromarray(np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8))
+        image = _many_bits_to_eight(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
     return image.convert("RGB")
 
 
-Image.init()  # registers all of Pillow's formats
-
-
-FORMATS = tuple(
-    f for f in ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP") if f in Image.OPEN
-)
-
-
-MAX_PIXELS = 89_478_485  # Pillow's limit against decompression bombs
+def _many_bits_to_eight(image: Image.Image) -> Image.Image:
+    "Grey of 16 or 32 bits, or of floating-point numbers from 0 to 1 or to 255."
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    if image.mode == "F":
+        top = 1 if values.max() <= 1 else 255
+    else:
+        top = 65535
+    shares = np.clip(values / top, 0, 1)
+    return Image.fromarray(np.rint(shares * 255).astype(np.uint8))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -45,16 +52,35 @@ def decode_image(
     path: str | Path,  # an image file of any format in FORMATS, whatever its name ends in
     size: int,  # side of the square, in pixels
 ) -> tuple[np.ndarray, int]:
-    "Upright RGB, centre-cropped: uint8 (3, size, size), and the file's own shorter side. A damaged file raises whatever Pillow raises."
+    """Upright RGB, centre-cropped: uint8 (3, size, size), and the file's own shorter side.
+
+    A damaged file raises whatever Pillow raises."""
     with Image.open(path, formats=FORMATS) as image:
         width, height = image.size
-        check(
-            width * height <= MAX_PIXELS, f"more than {MAX_PIXELS:,} pixels: scale the image down to use it"
-        )
-        image.draft(None, (2 * size, 2 * size))
+        check(width * height <= MAX_PIXELS, _too_large())
+        image.draft(None, (2 * size, 2 * size))  # JPEG: decode no more pixels than are needed
         image.load()
-        square = ImageOps.fit(to_rgb(_upright(image)), (size, size), Image.Resampling.BICUBIC)
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1)), min(width, height)
+        upright = to_rgb(_upright(image))
+    square = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
+    pixels = np.asarray(square).transpose(2, 0, 1)
+    return np.ascontiguousarray(pixels), min(width, height)
+
+
+def _too_large() -> str:
+    return f"more than {MAX_PIXELS:,} pixels: scale the image down to use it"
+
+
+def try_decode(
+    path: str | Path,  # as for `decode_image`
+    size: int,  # as for `decode_image`
+) -> tuple[np.ndarray | None, int | str]:
+    """`decode_image`, but a damaged file gives (None, reason).
+
+    Decoders meet bad data with exceptions of every type."""
+    try:
+        return decode_image(path, size)
+    except Exception as error:
+        return None, _reason(error, path)
 
 
 def _reason(error: Exception, path: str | Path) -> str:
@@ -62,15 +88,8 @@ def _reason(error: Exception, path: str | Path) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not an image in a known format" if os.path.getsize(path) else "empty file"
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return f"more than {MAX_PIXELS:,} pixels: scale the image down to use it"
+        return _too_large()
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    return (str(error) or type(error).__name__).splitlines()[0][:120]
-
-
-def try_decode(path: str | Path, size: int) -> tuple[np.ndarray | None, int | str]:
-    "`decode_image`, but a damaged file gives (None, reason): decoders meet bad data with exceptions of every type."
-    try:
-        return decode_image(path, size)
-    except Exception as error:
-        return None, _reason(error, path)
+    text = str(error) or type(error).__name__
+    return text.splitlines()[0][:120]

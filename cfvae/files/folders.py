@@ -1,39 +1,24 @@
 """Trees of images: their classes and their splits."""
 
-import re
-import os
 import dataclasses
 import hashlib
-from PIL import Image
+import os
+import re
 from pathlib import Path
+
+from PIL import Image
 
 from ..core import CfvaeError, check
 from .decode import FORMATS
 from .names import first_few, printable
 
-
-SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS} | {
-    ".mpo",
-    ".heic",
-    ".heif",
-}
-
-
+READABLE = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+SUFFIXES = READABLE | {".mpo", ".heic", ".heif"}  # tried as well, so that they are reported
 SIGNATURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|II\*\0|MM\0\*|RIFF....WEBP", re.DOTALL)
-
-
-def _is_image(entry: os.DirEntry) -> bool:
-    "Whether a file should be tried: by its name, else by its first bytes. A broken link with an image's name is tried, so that it is reported."
-    named = os.path.splitext(entry.name)[1].lower() in SUFFIXES
-    if not os.path.isfile(entry.path):
-        return named and entry.is_symlink() and not os.path.exists(entry.path)
-    if named:
-        return True
-    try:
-        with open(entry.path, "rb") as file:
-            return SIGNATURE.match(file.read(16)) is not None
-    except OSError:
-        return False
+TRAIN_NAMES = ("train", "training")
+VAL_NAMES = ("val", "valid", "validation", "test", "testing")
+MAX_DEPTH = 64  # folders inside each other
+DECODING_VERSION = 1  # raising it makes every cached array be decoded again
 
 
 @dataclasses.dataclass
@@ -52,60 +37,79 @@ class Folder:
 
     def all_images(self) -> list[str]:
         "Its own images and those of every folder below."
-        return self.images + [name for folder in self.folders for name in folder.all_images()]
-
-
-def _entries(folder: str) -> list[os.DirEntry]:
-    "What lies in a folder, sorted by name."
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise CfvaeError(f"cannot read the folder {printable(folder)}: {error.strerror}") from None
+        names = list(self.images)
+        for folder in self.folders:
+            names += folder.all_images()
+        return names
 
 
 def scan_folder(
     root: str | Path,  # the top of the tree
     name: str = "",  # the folder to scan, relative to the top
-    seen: set[str] | None = None,  # real paths of the folders already entered
+    entered: set[str] | None = None,  # real paths of the folders that were scanned before
 ) -> Folder:
-    "Collect the images of a tree, sorted by name, without opening them. Hidden files are ignored; each real folder is entered once."
-    seen = set() if seen is None else seen
-    here = os.path.join(root, name)
-    seen.add(os.path.realpath(here))
-    check(name.count("/") < 64, f"{printable(here)}: folders are nested more than 64 deep")
-    found = Folder(name, [], [], [])
-    for entry in _entries(here):
-        inner = f"{name}/{entry.name}" if name else entry.name
-        if entry.name.startswith(".") or entry.name == "__MACOSX":
-            continue
+    """Collect the images of a tree, sorted by name, without opening them.
+
+    Hidden files are ignored; each real folder is entered once. Raises `CfvaeError` for one not to be read."""
+    entered = set() if entered is None else entered
+    path = os.path.join(root, name)
+    entered.add(os.path.realpath(path))
+    check(name.count("/") < MAX_DEPTH, f"{printable(path)}: folders are nested more than {MAX_DEPTH} deep")
+
+    folder = Folder(name, [], [], [])
+    for entry in _entries(path):
+        inner_name = f"{name}/{entry.name}" if name else entry.name
         if os.path.isdir(entry.path):
-            if os.path.realpath(entry.path) not in seen:
-                below = scan_folder(root, inner, seen)
-                found.folders.append(below) if below.images or below.folders else found.empty.append(inner)
+            if os.path.realpath(entry.path) not in entered:
+                _add(folder, scan_folder(root, inner_name, entered))
         elif _is_image(entry):
-            found.images.append(inner)
-    return found
+            folder.images.append(inner_name)
+    return folder
 
 
-TRAIN_NAMES, VAL_NAMES = ("train", "training"), ("val", "valid", "validation", "test", "testing")
+def _entries(path: str) -> list[os.DirEntry]:
+    "What lies in a folder, sorted by name, without what is hidden and what macOS adds to archives."
+    try:
+        with os.scandir(path) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise CfvaeError(f"cannot read the folder {printable(path)}: {error.strerror}") from None
+    return sorted((entry for entry in visible if entry.name != "__MACOSX"), key=lambda entry: entry.name)
 
 
-def _split(folder: Folder, train: bool) -> Folder | None:
-    "The sub-folder of the wanted split; None where this level does not divide into splits."
-    named = {inner.base.lower(): inner for inner in folder.folders}
-    training = next((named[n] for n in TRAIN_NAMES if n in named), None)
-    if training is None or not (training.folders or all(n in TRAIN_NAMES + VAL_NAMES for n in named)):
-        return None
-    return training if train else next((named[n] for n in VAL_NAMES if n in named), None)
+def _add(folder: Folder, inner: Folder) -> None:
+    if inner.images or inner.folders:
+        folder.folders.append(inner)
+    else:
+        folder.empty.append(inner.name)
+
+
+def _is_image(entry: os.DirEntry) -> bool:
+    """Whether a file should be tried: by its name, else by its first bytes.
+
+    A broken link with an image's name is tried, so that it is reported."""
+    named_so = os.path.splitext(entry.name)[1].lower() in SUFFIXES
+    if not os.path.isfile(entry.path):
+        broken_link = entry.is_symlink() and not os.path.exists(entry.path)
+        return named_so and broken_link
+    if named_so:
+        return True
+    try:
+        with open(entry.path, "rb") as file:
+            return SIGNATURE.match(file.read(16)) is not None
+    except OSError:
+        return False
 
 
 def class_root(
     tree: Folder,  # as `scan_folder` gives it
     train: bool = True,  # the training split, or the validation split
 ) -> Folder | None:
-    "The folder whose sub-folders are the classes: down through splits and single top folders. None if there is no such split."
-    folder, divided = tree, False
+    """The folder whose sub-folders are the classes: down through splits and single top folders.
+
+    None if there is no such split."""
+    folder = tree
+    divided = False
     while True:
         inner = None if divided else _split(folder, train)
         divided = divided or inner is not None
@@ -116,7 +120,20 @@ def class_root(
         folder = inner
 
 
-VERSION = 1  # of the decoding: raising it makes every cached array be decoded again
+def _split(folder: Folder, train: bool) -> Folder | None:
+    "The sub-folder of the split that is meant; None where this level does not divide into splits."
+    by_name = {inner.base.lower(): inner for inner in folder.folders}
+    training = _first_of(TRAIN_NAMES, by_name)
+    if training is None:
+        return None
+    only_splits = all(name in TRAIN_NAMES + VAL_NAMES for name in by_name)
+    if not training.folders and not only_splits:  # a class that happens to be called train
+        return None
+    return training if train else _first_of(VAL_NAMES, by_name)
+
+
+def _first_of(names: tuple[str, ...], folders: dict[str, Folder]) -> Folder | None:
+    return next((folders[name] for name in names if name in folders), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,17 +147,59 @@ class Listing:
     notes: tuple[str, ...] = ()  # what was left out and why, for the user
 
     def key(self) -> str:
-        "Checksum of names, labels, sizes and times of change: another key means that the decoded copy is stale."
-        digest = hashlib.sha256(repr((VERSION, self.classes)).encode("utf-8", "backslashreplace"))
+        """Checksum of names, labels, sizes and times of change.
+
+        Another key means that the decoded copy is stale."""
+        version = repr((DECODING_VERSION, self.classes))
+        digest = hashlib.sha256(version.encode("utf-8", "backslashreplace"))
         for name, label in zip(self.names, self.labels, strict=True):
             try:
                 status = os.stat(self.root / name)
-                digest.update(
-                    f"{label} {status.st_size} {status.st_mtime_ns} ".encode() + os.fsencode(name) + b"\0"
-                )
+                about = f"{label} {status.st_size} {status.st_mtime_ns} "
             except OSError:
-                digest.update(b"gone " + os.fsencode(name) + b"\0")
+                about = "gone "
+            digest.update(about.encode() + os.fsencode(name) + b"\0")
         return digest.hexdigest()
+
+
+def list_folder(
+    root: str | Path,  # the top of any class-per-folder tree
+    train: bool = True,  # the training split, or the validation split where the tree has one
+    name: str | None = None,  # what to call the tree in messages
+) -> Listing:
+    """Find the classes of a tree.
+
+    Raises `CfvaeError` for a tree without images, without the split, or with a class that training lacks."""
+    name = name or printable(root)
+    tree = scan_folder(root)
+    empty = not tree.images and not tree.folders
+    known_formats = ", ".join(FORMATS)
+    check(not empty, f"{name} holds no images: expected one folder per class, or images ({known_formats})")
+    top = class_root(tree, train)
+    if top is None:
+        raise CfvaeError(
+            f"{name} has no validation split (a folder val beside train): "
+            "divide the training images with hold_out"
+        )
+
+    classes = [folder.base for folder in _class_folders(class_root(tree) or top)]
+    folders = _class_folders(top)
+    if not folders and not classes:
+        flat = top.all_images()
+        return Listing(Path(root), tuple(flat), (-1,) * len(flat), ("all",))
+    unknown = [folder.base for folder in folders if folder.base not in classes]
+    if unknown or not folders:
+        surplus = first_few(unknown or ["none at all"])
+        raise CfvaeError(f"{name}: the validation split has classes that the training split lacks: {surplus}")
+
+    images: list[str] = []
+    labels: list[int] = []
+    for folder in folders:
+        inside = folder.all_images()
+        images += inside
+        labels += [classes.index(folder.base)] * len(inside)
+    shown_classes = tuple(printable(class_name) for class_name in classes)
+    return Listing(Path(root), tuple(images), tuple(labels), shown_classes, _left_out(top))
 
 
 def _class_folders(top: Folder) -> list[Folder]:
@@ -149,42 +208,11 @@ def _class_folders(top: Folder) -> list[Folder]:
 
 
 def _left_out(top: Folder) -> tuple[str, ...]:
-    empty = [name.rpartition("/")[2] for name in top.empty]
-    notes = [f"folders without images are ignored: {first_few(empty)}"] if empty else []
-    notes += (
-        [f"images beside the class folders have no label and are left out: {first_few(top.images)}"]
-        if top.images
-        else []
-    )
+    notes = []
+    if top.empty:
+        empty = [name.rpartition("/")[2] for name in top.empty]
+        notes.append(f"folders without images are ignored: {first_few(empty)}")
+    if top.images:
+        beside = first_few(top.images)
+        notes.append(f"images beside the class folders have no label and are left out: {beside}")
     return tuple(notes)
-
-
-def list_folder(
-    root: str | Path,  # the top of any class-per-folder tree
-    train: bool = True,  # the training split, or the validation split where the tree has one
-    name: str | None = None,  # what to call the tree in messages
-) -> Listing:
-    "Find the classes of a tree. Raises `CfvaeError` for a tree without images, without the split, or with a class that training lacks."
-    name, tree = name or printable(root), scan_folder(root)
-    check(
-        tree.images or tree.folders,
-        f"{name} holds no images: expected one folder per class, or images ({', '.join(FORMATS)})",
-    )
-    top = class_root(tree, train)
-    check(
-        top is not None,
-        f"{name} has no validation split (a folder val beside train): divide the training images with hold_out",
-    )
-    classes = [folder.base for folder in _class_folders(class_root(tree))]
-    chosen = _class_folders(top)
-    if not chosen and not classes:
-        images = top.all_images()
-        return Listing(Path(root), tuple(images), (-1,) * len(images), ("all",))
-    unknown = [folder.base for folder in chosen if folder.base not in classes]
-    check(
-        chosen and not unknown,
-        f"{name}: the validation split has classes that the training split lacks: {first_few(unknown or ['none at all'])}",
-    )
-    pairs = [(image, classes.index(folder.base)) for folder in chosen for image in folder.all_images()]
-    images, labels = zip(*pairs, strict=True)
-    return Listing(Path(root), images, labels, tuple(printable(c) for c in classes), _left_out(top))

@@ -12,7 +12,11 @@ def printable(
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def first_few(names: typing.Sequence[str], limit: int = 3) -> str:
+def first_few(
+    names: typing.Sequence[str],  # of files or classes
+    limit: int = 3,  # how many are named
+) -> str:
     "The first few names, and how many more there are."
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(printable(name) for name in names[:limit]) + more
+    shown = ", ".join(printable(name) for name in names[:limit])
+    more = len(names) - limit
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,42 +1,100 @@
 """A name, a path or an archive to one data set."""
 
-import re
-import numpy as np
 import os
-import torch
+import re
+import typing
 from pathlib import Path
+
+import numpy as np
+import torch
 from PIL import Image, ImageOps
 
 from ..core import CfvaeError, check
 from ..data import ImageDataset, Shapes
-from .archives import source_tag, unpack
-from .cache import cached, store_array, decode_listing
+from .archives import unpack
+from .cache import Decoded, decode_listing, load_or_fill, store_images
 from .folders import list_folder
 from .names import printable
+from .store import source_tag
 from .tiny_imagenet import list_tiny_imagenet
 
-
 CACHE = "data/cache"
+MAX_SIZE = 4096  # pixels
+LISTERS = {"folder": list_folder, "tiny-imagenet": list_tiny_imagenet}
+PLACES = "folder:PATH or tiny-imagenet:PATH (PATH is a folder or an archive)"
+SPECS = f"shapes, shapes:n=2000,seed=1, cifar10, {PLACES}"
+VALIDATION_SEED = 10**9  # added to the seed of generated validation images: no training run has it
 
 
-SPECS = "shapes, shapes:n=2000,seed=1, cifar10, folder:PATH or tiny-imagenet:PATH (PATH is a folder or an archive)"
+def open_dataset(
+    spec: str,  # one of SPECS; PATH may be a .tar, .tar.xz, .tar.gz or .zip
+    size: int,  # side of the square images, in pixels
+    train: bool = True,  # the training split, or the validation (test) split
+    cache: str | Path = CACHE,  # where archives are unpacked and decoded images are kept
+) -> ImageDataset:
+    """Open a dataset by its short name. Damaged images are left out: see `.skipped`.
+
+    Raises `CfvaeError` for a name, path or tree that cannot be used."""
+    check(isinstance(spec, str), f"a dataset is named by a string: {SPECS}")
+    check(
+        type(size) is int and 1 <= size <= MAX_SIZE,
+        f"size is {size!r}, but must be a whole number of pixels from 1 to {MAX_SIZE}",
+    )
+    kind, _, rest = spec.partition(":")
+    if kind == "shapes":
+        return _open_shapes(rest, size, train)
+    if spec == "cifar10":
+        return _open_cifar10(size, train, cache)
+
+    hint = f"did you mean folder:{printable(spec)}?" if os.path.exists(spec) else f"use {SPECS}"
+    check(kind in LISTERS, f"unknown dataset '{printable(spec)}': {hint}")
+    check(bool(rest), f"'{kind}:' needs a path, as in {kind}:my/photos")
+    path = Path(rest).expanduser()
+    shown = printable(path)
+    exists = os.path.exists(path)
+    check(exists, f"{shown} does not exist: {kind}: needs the path of a folder or an archive")
+    root = path if path.is_dir() else unpack(path, cache)
+    listing = LISTERS[kind](root, train, shown)
+    tag = f"{source_tag(path)}-{kind}-{'train' if train else 'val'}"
+    return decode_listing(listing, size, cache, tag, printable(path.name))
 
 
 def _open_shapes(options: str, size: int, train: bool) -> Shapes:
     "Generated images; the validation images are those of another seed."
     values = {"n": 10000, "seed": 0}
     for option in filter(None, options.split(",")):
-        key, _, value = option.partition("=")
+        key, _, text = option.partition("=")
+        key, text = key.strip(), text.strip()
         check(
-            key.strip() in values,
+            key in values,
             f"shapes has no option '{printable(key)}': it has n and seed, as in shapes:n=2000,seed=1",
         )
-        check(
-            re.fullmatch(r"\d{1,9}", value.strip(), re.ASCII) is not None,
-            f"shapes: {key.strip()} must be a whole number, not '{printable(value)}'",
-        )
-        values[key.strip()] = int(value)
-    return Shapes(values["n"], values["seed"] + (0 if train else 10**9), size)
+        is_number = re.fullmatch(r"\d{1,9}", text, re.ASCII) is not None
+        check(is_number, f"shapes: {key} must be a whole number, not '{printable(text)}'")
+        values[key] = int(text)
+    seed = values["seed"] if train else values["seed"] + VALIDATION_SEED
+    return Shapes(values["n"], seed, size)
+
+
+def cifar10(
+    root: str = "data",  # where the download is kept
+    train: bool = True,  # the 50,000 training images, or the 10,000 of the test split
+) -> ImageDataset:
+    """CIFAR-10 by torchvision, downloaded and checked on first use.
+
+    Raises `CfvaeError` where that is not possible."""
+    way_out = "Give the images as a folder: --data folder:PATH (one folder per class, or an archive of them)."
+    try:
+        from torchvision.datasets import CIFAR10
+    except (ImportError, RuntimeError) as error:  # beside a torch that is not its own it fails with either
+        reason = str(error).splitlines()[0]
+        raise CfvaeError(f"cifar10: torchvision does not import here ({reason}).\n{way_out}") from None
+    try:
+        source = CIFAR10(root, train=train, download=True)
+    except Exception as error:
+        raise CfvaeError(f"cifar10: the download failed ({type(error).__name__}).\n{way_out}") from None
+    images = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
+    return ImageDataset(images, source.targets, source.classes, "cifar10")
 
 
 def _open_cifar10(size: int, train: bool, cache: str | Path) -> ImageDataset:
@@ -44,92 +102,36 @@ def _open_cifar10(size: int, train: bool, cache: str | Path) -> ImageDataset:
     dataset = cifar10("data" if str(cache) == CACHE else str(cache), train)
     if size == dataset.size:
         return dataset
-    rows = (Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy())) for image in dataset.images)
-    squares = (
-        (
-            np.asarray(ImageOps.fit(row, (size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1).copy(),
-            row.width,
-        )
-        for row in rows
-    )
-    names, prefix = [str(i) for i in range(len(dataset))], f"cifar10-{size}"
-    target = Path(cache) / "images" / f"{prefix}-{'train' if train else 'test'}-{dataset.fingerprint[:16]}"
-    return cached(
-        target,
-        f"{prefix}-{'train' if train else 'test'}",
-        size,
-        "cifar10",
-        3 * size**2 * len(dataset),
-        lambda folder: store_array(folder, squares, names, dataset.labels.tolist(), dataset.classes, size),
-    )[0]
+    prefix = f"cifar10-{size}-{'train' if train else 'test'}"
+    target = Path(cache) / "images" / f"{prefix}-{dataset.fingerprint[:16]}"
+
+    def fill(folder: Path) -> None:
+        names = [str(i) for i in range(len(dataset))]
+        resized = _resized(dataset, size)
+        store_images(folder, resized, names, dataset.labels.tolist(), dataset.classes, size)
+
+    resized_dataset, _ = load_or_fill(target, prefix, size, "cifar10", 3 * size**2 * len(dataset), fill)
+    return resized_dataset
 
 
-def open_dataset(
-    spec: str,  # "shapes", "shapes:n=2000,seed=1", "cifar10", "folder:PATH" or "tiny-imagenet:PATH"; PATH may be a .tar, .tar.xz, .tar.gz or .zip
-    size: int,  # side of the square images, in pixels
-    train: bool = True,  # the training split, or the validation (test) split
-    cache: str | Path = CACHE,  # where archives are unpacked and decoded images are kept
-) -> ImageDataset:
-    "Open a dataset by its short name. Raises `CfvaeError` for a name, path or tree that cannot be used. Damaged images are left out: see `.skipped`."
-    check(isinstance(spec, str), f"a dataset is named by a string: {SPECS}")
-    check(
-        type(size) is int and 1 <= size <= 4096,
-        f"size is {size!r}, but must be a whole number of pixels from 1 to 4096",
-    )
-    kind, _, rest = spec.partition(":")
-    if kind == "shapes":
-        return _open_shapes(rest, size, train)
-    if spec == "cifar10":
-        return _open_cifar10(size, train, cache)
-    listers = {"folder": list_folder, "tiny-imagenet": list_tiny_imagenet}
-    hint = f"did you mean folder:{printable(spec)}?" if os.path.exists(spec) else f"use {SPECS}"
-    check(kind in listers, f"unknown dataset '{printable(spec)}': {hint}")
-    check(rest, f"'{kind}:' needs a path, as in {kind}:my/photos")
-    path = Path(rest).expanduser()
-    check(
-        os.path.exists(path),
-        f"{printable(path)} does not exist: {kind}: needs the path of a folder or an archive",
-    )
-    root = path if path.is_dir() else unpack(path, cache)
-    listing = listers[kind](root, train, printable(path))
-    return decode_listing(
-        listing, size, cache, f"{source_tag(path)}-{kind}-{'train' if train else 'val'}", printable(path.name)
-    )
+def _resized(dataset: ImageDataset, size: int) -> typing.Iterator[Decoded]:
+    "Every image at another size, as `decode_image` would give it."
+    for image in dataset.images:
+        picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+        square = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+        yield np.asarray(square).transpose(2, 0, 1).copy(), picture.width
 
 
 def require_classes(
     dataset: ImageDataset,  # about to train a conditional model
 ) -> int:
     "The number of classes. Raises `CfvaeError` where images have no label, or are all of one class."
-    way_out = "labels are needed.\nPut the images of each class into a folder of its own, at least two, or train without labels: --set conditional=false"
+    way_out = (
+        "labels are needed.\nPut the images of each class into a folder of its own, at least two, "
+        "or train without labels: --set conditional=false"
+    )
     low, high = int(dataset.labels.min()), int(dataset.labels.max())
     check(low >= 0, f"{dataset.name} has images without a class, but {way_out}")
-    check(low < high, f"{dataset.name} has images of one class only ({dataset.classes[low]}), but {way_out}")
+    only_class = dataset.classes[low]
+    check(low < high, f"{dataset.name} has images of one class only ({only_class}), but {way_out}")
     return dataset.num_classes
-
-
-def cifar10(
-    root: str = "data",  # where the download is kept
-    train: bool = True,  # the 50,000 training images, or the 10,000 of the test split
-) -> ImageDataset:
-    "CIFAR-10 by torchvision, downloaded and checked on first use. Raises `CfvaeError` where that is not possible."
-    advice = "Give the images as a folder instead: --data folder:PATH (one folder per class, or an archive of them)."
-    try:
-        from torchvision.datasets import CIFAR10
-    except (
-        ImportError,
-        RuntimeError,
-    ) as error:  # torchvision beside a torch build that is not its own fails with either
-        raise CfvaeError(
-            f"cifar10: torchvision does not import here ({str(error).splitlines()[0]}).\n{advice}"
-        ) from None
-    try:
-        source = CIFAR10(root, train=train, download=True)
-    except Exception as error:
-        raise CfvaeError(f"cifar10: the download failed ({type(error).__name__}).\n{advice}") from None
-    return ImageDataset(
-        torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous(),
-        source.targets,
-        source.classes,
-        "cifar10",
-    )

@@ -1,1 +1,1 @@
-"""Keeping a run: its folder, its training, its report. Plain Python, not part of a lesson."""
+"""Keeping a run: its folder, its training, its report. Plain Python, no lesson needs it."""

@@ -14,7 +14,7 @@ from cfvae.data import Shapes
 from cfvae.evaluation import class_accuracy, measure_shapes, shapes_classifier
 from cfvae.guidance import Guidance
 from cfvae.hvae import HierarchicalVAE
-from cfvae.runs.presets import PIXEL_MODEL, PIXEL_SCHEDULES
+from cfvae.runs.pixel_models import PIXEL_MODEL, PIXEL_SCHEDULES
 from cfvae.objective import shifted_exponential
 from cfvae.pipeline import LatentVAEPipeline
 from cfvae.runs.folder import load_model

@@ -1,0 +1,75 @@
+"""Folders of the cache: made whole or not at all, named after their source, replaced by newer ones."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import typing
+from pathlib import Path
+
+from ..core import CfvaeError, check
+from .names import printable
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def source_tag(
+    source: Path,  # a folder or an archive
+) -> str:
+    "A name for a source's entries in the cache: readable, safe for any disk, different for different places."
+    readable = re.sub(r"[^\w-]+", "_", source.name, flags=re.ASCII)[:40]
+    place = hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:8]
+    return f"{readable}-{place}"
+
+
+@contextlib.contextmanager
+def new_folder(
+    target: Path,  # where the folder is to be
+    need: int = 0,  # bytes that will be written
+) -> typing.Iterator[Path]:
+    """A temporary folder that becomes `target` if all goes well and vanishes if not.
+
+    Raises `CfvaeError` where the disk refuses or has not `need` bytes."""
+    partial = target.parent / f".partial-{target.name[:40]}-{secrets.token_hex(4)}"
+    try:
+        partial.mkdir(parents=True)
+        _check_space(partial, target.name, need)
+        yield partial
+        try:
+            partial.rename(target)
+        except OSError:
+            if not target.is_dir():  # otherwise another process was faster
+                raise
+    except OSError as error:
+        reason = "no space left on the disk"
+        if error.errno not in DISK_FULL:
+            reason = f"{type(error).__name__}: {error.strerror or error}"
+        raise CfvaeError(
+            f"cannot write {target.name} in {printable(target.parent)} ({reason}): "
+            "free some space or choose another cache folder"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_space(folder: Path, name: str, need: int) -> None:
+    free = shutil.disk_usage(folder).free
+    check(
+        need <= free,
+        f"no space for {name}: it needs {need / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB: "
+        "choose another cache folder",
+    )
+
+
+def remove_older(
+    target: Path,  # the newest folder
+    prefix: str,  # of the names of its source's folders; a version of 16 hexadecimal digits follows
+) -> None:
+    "Remove what the cache holds of earlier versions of the same source."
+    for folder in target.parent.glob(f"{prefix}-*"):
+        version = folder.name.removeprefix(f"{prefix}-")
+        if folder != target and re.fullmatch(r"[0-9a-f]{16}", version):
+            shutil.rmtree(folder, ignore_errors=True)

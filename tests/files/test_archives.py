@@ -1,0 +1,210 @@
+"Tests of cfvae.files.archives: honest, damaged and malicious ones."
+
+import io
+import os
+import random
+import stat
+import tarfile
+import zipfile
+
+import pytest
+from trees import fail_writes, grow, picture, quiet
+
+from cfvae.core import CfvaeError
+from cfvae.files import archives
+from cfvae.files.archives import unpack
+from cfvae.files.folders import list_folder
+from cfvae.files.open import open_dataset
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def tar_of(path, *members, mode="w"):
+    "An archive of (TarInfo or name, content) pairs."
+    with tarfile.open(path, mode) as tar:
+        for info, content in members:
+            info = tarfile.TarInfo(info) if isinstance(info, str) else info
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def png(seed=0):
+    file = io.BytesIO()
+    picture(9, 9, seed).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "name", ["x.tar", "x.tar.gz", "x.tgz", "x.tar.xz", "x.txz", "x.tar.bz2", "X.ZIP", "x.zip"]
+)
+def test_archives_give_what_their_folder_gives(tmp_path, cache, name):
+    root = grow(
+        tmp_path / "src",
+        ["top/train/b/1.png", "top/train/a/1.png", "top/train/a/2.png", "__MACOSX/top/._1.png"],
+    )
+    (root / "top" / "train" / "void").mkdir()
+    if name.lower().endswith("zip"):
+        with zipfile.ZipFile(tmp_path / name, "w") as file:
+            for path in sorted(root.rglob("*")):
+                file.write(path, path.relative_to(root))
+    else:
+        kind = {"r": "", "z": "gz", "2": "bz2"}.get(name[-1], "xz") if not name.endswith("xz") else "xz"
+        with tarfile.open(tmp_path / name, "w:gz" if name == "x.tgz" else f"w:{kind}") as tar:
+            tar.add(root, arcname=".")
+    direct, _ = quiet(f"folder:{root}", cache=cache)
+    packed, told = quiet(f"folder:{tmp_path / name}", cache=cache)
+    assert (
+        packed.classes == ("a", "b")
+        and packed.labels.tolist() == [0, 0, 1]
+        and len(told) == 1
+        and "void" in told[0]
+    )
+    assert packed.fingerprint == direct.fingerprint and packed.name == name
+    assert unpack(tmp_path / name, cache) == unpack(tmp_path / name, cache)
+    assert len(list((cache / "unpacked").iterdir())) == 1
+
+
+def special(name, kind, target=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+MALICIOUS = {
+    "absolute": ("/{tmp}/escaped.png", "outside its folder"),
+    "climbing": ("../escaped.png", "outside its folder"),
+    "climbing inside": ("a/../../../escaped.png", "outside its folder"),
+    "windows climbing": ("a\\..\\..\\escaped.png", "outside its folder"),
+    "windows drive": ("C:\\escaped.png", "outside its folder"),
+    "windows share": ("\\\\host\\share\\escaped.png", "outside its folder"),
+    "symlink": (special("link", tarfile.SYMTYPE, "{tmp}"), "is a link"),
+    "relative symlink": (special("link", tarfile.SYMTYPE, ".."), "is a link"),
+    "hard link": (special("link", tarfile.LNKTYPE, "{tmp}/secret"), "is a link"),
+    "fifo": (special("pipe", tarfile.FIFOTYPE), "is a device"),
+    "device": (special("zero", tarfile.CHRTYPE), "is a device"),
+}
+
+
+@pytest.mark.parametrize("kind", MALICIOUS)
+def test_malicious_tars_write_nothing(tmp_path, kind):
+    info, message = MALICIOUS[kind]
+    box = tmp_path / "box"
+    box.mkdir()
+    (box / "secret").write_text("secret")
+    if isinstance(info, str):
+        info = tarfile.TarInfo(info.replace("/{tmp}", str(box)))
+    else:
+        info = special(info.name, info.type, info.linkname.replace("{tmp}", str(box)))
+    archive = tar_of(tmp_path / "evil.tar", ("a/1.png", png()), (info, b""), ("link/escaped.png", png()))
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(CfvaeError, match=message) as caught:
+        open_dataset(f"folder:{archive}", 8, cache=box / "cache")
+    assert "evil.tar: member '" in str(caught.value) and (
+        info.name in str(caught.value) or "\\\\" in str(caught.value)
+    )
+    assert set(tmp_path.rglob("*")) - before == {box / "cache", box / "cache" / "unpacked"}
+
+
+@pytest.mark.parametrize(
+    "name, mode, message",
+    [
+        ("../escaped.png", stat.S_IFREG, "outside its folder"),
+        ("/escaped.png", stat.S_IFREG, "outside its folder"),
+        ("C:/escaped.png", stat.S_IFREG, "outside its folder"),
+        ("..\\escaped.png", stat.S_IFREG, "outside its folder"),
+        ("link", stat.S_IFLNK, "is a link"),
+        ("pipe", stat.S_IFIFO, "is a device"),
+    ],
+)
+def test_malicious_zips_write_nothing(tmp_path, name, mode, message):
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as file:
+        file.writestr("a/1.png", png())
+        info = zipfile.ZipInfo("x")
+        info.filename, info.external_attr, info.create_system = name, (mode | 0o644) << 16, 3
+        file.writestr(info, str(tmp_path))
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(CfvaeError, match=message):
+        unpack(tmp_path / "evil.zip", tmp_path / "box" / "cache")
+    assert set(tmp_path.rglob("*")) - before == {
+        tmp_path / "box",
+        tmp_path / "box" / "cache",
+        tmp_path / "box" / "cache" / "unpacked",
+    }
+
+
+@pytest.mark.parametrize("kind", ["tar.xz", "tar.gz", "zip"])
+def test_archive_bombs_are_stopped(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(archives, "BOMB_FLOOR", 200_000)
+    if kind == "zip":
+        with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("a/1.bmp", bytes(5_000_000))
+    else:
+        tar_of(tmp_path / f"bomb.{kind}", ("a/1.bmp", bytes(5_000_000)), mode=f"w:{kind[4:]}")
+    with pytest.raises(CfvaeError, match="member 'a/1.bmp'.*looks like a bomb"):
+        unpack(tmp_path / f"bomb.{kind}", tmp_path / "cache")
+    assert not list((tmp_path / "cache" / "unpacked").iterdir())
+
+
+def test_a_bomb_of_empty_members(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "BOMB_FLOOR", 20_000)
+    tar_of(tmp_path / "many.tar.xz", *((f"{i}.png", b"") for i in range(1000)), ("x.png", b"x"), mode="w:xz")
+    with pytest.raises(CfvaeError, match="bomb"):
+        unpack(tmp_path / "many.tar.xz", tmp_path / "cache")
+
+
+def test_an_encrypted_zip(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.writestr("a.png", png())
+    data = bytearray((tmp_path / "x.zip").read_bytes())
+    data[6] |= 1
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "x.zip").write_bytes(data)
+    with pytest.raises(CfvaeError, match="'a.png' is encrypted"):
+        unpack(tmp_path / "x.zip", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "x.tar.xz", "x.zip"])
+def test_damaged_archives(tmp_path, cache, name):
+    content = [(f"{c}/{i}.png", random.Random(i).randbytes(3000)) for c in "ab" for i in range(4)]
+    if name == "x.zip":
+        with zipfile.ZipFile(tmp_path / name, "w") as file:
+            for member, data in content:
+                file.writestr(member, data)
+    else:
+        tar_of(tmp_path / name, *content, mode={"x.tar": "w", "x.tar.gz": "w:gz", "x.tar.xz": "w:xz"}[name])
+    whole = (tmp_path / name).read_bytes()
+    flipped = bytearray(whole)
+    at = whole.index(b"a/3.png") if name == "x.tar" else len(whole) // 2
+    flipped[at + 3] ^= 0x55
+    for data in (b"", b"rubbish" * 100, whole[: len(whole) // 2], bytes(flipped)):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(CfvaeError, match=f"{name}.*damaged"):
+            unpack(tmp_path / name, cache)
+    assert not list((cache / "unpacked").iterdir())
+
+
+def test_files_that_are_no_archives(tmp_path, cache):
+    for name in ("x.rar", "x.7z", "x.png", "noending"):
+        (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(CfvaeError, match="neither a folder nor one of .tar, .tar.xz"):
+            open_dataset(f"folder:{tmp_path / name}", 8, cache=cache)
+
+
+def test_a_new_version_of_an_archive_replaces_the_old(tmp_path, cache):
+    archive = tar_of(tmp_path / "x.tar", ("a/1.png", png()), ("b/1.png", png(1)))
+    tar_of(tmp_path / "y.tar", ("a/1.png", png()))
+    first, other = unpack(archive, cache), unpack(tmp_path / "y.tar", cache)
+    tar_of(archive, ("a/1.png", png()), ("c/1.png", png(2)))
+    os.utime(archive, ns=(1, 1))
+    second = unpack(archive, cache)
+    assert second != first and sorted((cache / "unpacked").iterdir()) == sorted([second, other])
+    assert list_folder(second).classes == ("a", "c")
+
+
+def test_a_full_disk_while_unpacking(tmp_path, cache, monkeypatch):
+    archive = tar_of(tmp_path / "x.tar", ("a/1.bmp", bytes(5000)))
+    fail_writes(monkeypatch)
+    with pytest.raises(CfvaeError, match="no space left on the disk"):
+        unpack(archive, cache)
+    assert not list((cache / "unpacked").iterdir())

@@ -1,0 +1,235 @@
+"Tests of cfvae.files.cache: what is decoded once, kept, and not to be trusted."
+
+import errno
+import io
+import os
+import types
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from trees import fail_writes, grow, picture, quiet
+
+from cfvae.core import CfvaeError
+from cfvae.files import cache as cache_module, decode, store
+from cfvae.files.decode import decode_image
+from cfvae.files.folders import list_folder
+from cfvae.files.open import open_dataset
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@pytest.fixture
+def decodings(monkeypatch):
+    "The names of the files that were decoded, in order."
+    done, real = [], decode.decode_image
+    monkeypatch.setattr(
+        decode, "decode_image", lambda path, size: done.append(os.path.basename(path)) or real(path, size)
+    )
+    return done
+
+
+def damage(folder, monkeypatch):
+    "One file of every damaged kind, and the reason that should be given."
+    folder.mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 10_000)
+    for name, kind in (("cut.jpg", "JPEG"), ("cut.png", "PNG"), ("cut.gif", "GIF")):
+        file = io.BytesIO()
+        picture().save(file, kind)
+        (folder / name).write_bytes(file.getvalue()[: len(file.getvalue()) // 2])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("not a picture")
+    (folder / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    picture(101, 100).save(folder / "bomb.png")
+    os.symlink(folder / "gone.png", folder / "link.png")
+    return {
+        "cut.jpg": "truncated",
+        "cut.png": "",
+        "cut.gif": "",
+        "empty.png": "empty file",
+        "text.jpg": "not an image",
+        "phone.heic": "not an image",
+        "bomb.png": "more than 10,000 pixels",
+        "link.png": "no such file",
+    }
+
+
+def test_damaged_files_are_left_out_counted_and_named_once(tmp_path, cache, monkeypatch):
+    grow(tmp_path / "t", ["a/1.png", "a/2.png", "b/1.png"])
+    reasons = damage(tmp_path / "t" / "a", monkeypatch)
+    dataset, told = quiet(f"folder:{tmp_path / 't'}", cache=cache)
+    assert len(dataset) == 3 and dataset.labels.tolist() == [0, 0, 1]
+    assert [name for name, _ in dataset.skipped] == [f"a/{name}" for name in sorted(reasons)]
+    for name, why in dataset.skipped:
+        assert reasons[name[2:]] in why.lower() and str(tmp_path) not in why
+    assert len(told) == 1 and "8 of 11 images" in told[0] and "a/bomb.png" in told[0] and "5 more" in told[0]
+    again, told = quiet(f"folder:{tmp_path / 't'}", cache=cache)
+    assert again.skipped == dataset.skipped and len(told) == 1
+    images_left = [decode_image(tmp_path / "t" / name, 8)[0] for name in ("a/1.png", "a/2.png", "b/1.png")]
+    assert np.array_equal(np.asarray(dataset.images), np.stack(images_left))
+
+
+def test_a_tree_of_damaged_files_only(tmp_path, cache, monkeypatch):
+    damage(tmp_path / "t", monkeypatch)
+    with pytest.raises(CfvaeError, match=r"none of the 8 images can be read: bomb\.png"):
+        open_dataset(f"folder:{tmp_path / 't'}", 8, cache=cache)
+    assert not list((cache / "images").iterdir())
+
+
+def test_an_unreadable_file_is_reported(tmp_path, cache, monkeypatch):
+    grow(tmp_path / "t", ["a/1.png", "b/1.png", "b/2.png"])
+    real = Image.open
+    monkeypatch.setattr(
+        Image,
+        "open",
+        lambda path, **k: (
+            real(path, **k)
+            if "2.png" not in str(path)
+            else (_ for _ in ()).throw(PermissionError(errno.EACCES, "Permission denied"))
+        ),
+    )
+    dataset, _ = quiet(f"folder:{tmp_path / 't'}", cache=cache)
+    assert dataset.skipped == [("b/2.png", "permission denied")]
+
+
+def test_wrong_endings_are_no_problem(tmp_path, cache):
+    picture().save(tmp_path / "x.png")
+    folder = tmp_path / "t" / "a"
+    folder.mkdir(parents=True)
+    for name in ("really-png.jpg", "noending", "photo.dat", "UPPER.PNG"):
+        (folder / name).write_bytes((tmp_path / "x.png").read_bytes())
+    (folder / "notes.txt").write_text("BM is how a bitmap begins")
+    dataset, told = quiet(f"folder:{tmp_path / 't'}", cache=cache)
+    assert len(dataset) == 4 and not told and not dataset.skipped
+
+
+def test_the_copy_is_reused_and_memory_mapped(root, cache, decodings):
+    first, _ = quiet(f"folder:{root}", cache=cache)
+    assert len(decodings) == 3
+    again, _ = quiet(f"folder:{root}", cache=cache)
+    assert (
+        len(decodings) == 3 and again.fingerprint == first.fingerprint and isinstance(again.images, np.memmap)
+    )
+    assert again.size == 8 and again.classes == ("a", "b") and torch.equal(first.labels, again.labels)
+    assert torch.equal(first.batch([0, 2])[0], again.batch([0, 2])[0])
+    quiet(f"folder:{root}", 4, cache=cache)
+    assert len(decodings) == 6 and len(list((cache / "images").iterdir())) == 2
+
+
+@pytest.mark.parametrize("change", ["content", "time", "new", "gone", "renamed", "class renamed"])
+def test_a_changed_tree_is_decoded_again(root, cache, decodings, change):
+    first, _ = quiet(f"folder:{root}", cache=cache)
+    decodings.clear()
+    if change == "content":
+        picture(24, 18, seed=9).save(root / "a" / "1.png")
+    elif change == "time":
+        os.utime(root / "a" / "1.png", ns=(1, 1))
+    elif change == "new":
+        picture(24, 18, seed=9).save(root / "a" / "3.png")
+    elif change == "gone":
+        (root / "a" / "1.png").unlink()
+    elif change == "renamed":
+        os.rename(root / "a" / "1.png", root / "a" / "9.png")
+    else:
+        os.rename(root / "a", root / "A")
+    second, _ = quiet(f"folder:{root}", cache=cache)
+    assert len(decodings) == len(second) and (second.fingerprint == first.fingerprint) == (change == "time")
+    assert len(list((cache / "images").iterdir())) == 1  # the old copy is gone
+    assert first.batch([0])[0].shape == (1, 3, 8, 8)  # and yet still readable by who has it open
+
+
+def test_the_fingerprint_knows_labels_and_pixels(tmp_path, cache):
+    def of(name, *files):
+        return quiet(f"folder:{grow(tmp_path / name, files)}", cache=cache)[0].fingerprint
+
+    assert of("x", "a/1.png", "b/1.png") == of("y", "a/1.png", "b/1.png") != of("z", "a/1.png", "c/1.png")
+
+
+@pytest.mark.parametrize("file", ["images.npy", "labels.npy", "meta.json"])
+@pytest.mark.parametrize("harm", ["cut", "gone", "empty", "rubbish"])
+def test_a_damaged_copy_is_decoded_again(root, cache, decodings, file, harm):
+    first, _ = quiet(f"folder:{root}", cache=cache)
+    path = next((cache / "images").iterdir()) / file
+    data = path.read_bytes()
+    path.unlink()
+    if harm != "gone":
+        path.write_bytes({"cut": data[:-1], "empty": b"", "rubbish": b"rubbish" * 20}[harm])
+    decodings.clear()
+    again, _ = quiet(f"folder:{root}", cache=cache)
+    assert len(decodings) == 3 and again.fingerprint == first.fingerprint and path.read_bytes() == data
+
+
+def test_a_half_written_copy_is_not_used(root, cache, monkeypatch):
+    real = cache_module.store_images
+
+    def die(folder, *arguments):
+        real(folder, *arguments)
+        (folder / "meta.json").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache_module, "store_images", die)
+    with pytest.raises(KeyboardInterrupt):
+        open_dataset(f"folder:{root}", 8, cache=cache)
+    assert not list((cache / "images").iterdir())
+    monkeypatch.setattr(cache_module, "store_images", real)
+    left = cache / "images" / ".partial-x"  # what kill -9 leaves
+    left.mkdir()
+    (left / "images.npy").write_bytes(b"half")
+    assert len(quiet(f"folder:{root}", cache=cache)[0]) == 3
+
+
+def test_a_full_disk_while_decoding(root, cache, monkeypatch):
+    fail_writes(monkeypatch)
+    with pytest.raises(CfvaeError, match="no space left on the disk.*another cache folder"):
+        open_dataset(f"folder:{root}", 8, cache=cache)
+    assert not list((cache / "images").iterdir())
+
+
+def test_too_little_space_is_known_beforehand(root, cache, monkeypatch, decodings):
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=3 * 3 * 64 - 1))
+    with pytest.raises(CfvaeError, match="no space for .*choose another cache folder"):
+        open_dataset(f"folder:{root}", 8, cache=cache)
+    assert not decodings and not list((cache / "images").iterdir())
+
+
+def test_a_cache_that_cannot_be_written(root, tmp_path):
+    (tmp_path / "file").write_text("a file, not a folder")
+    with pytest.raises(CfvaeError, match="cannot write .*choose another cache folder"):
+        open_dataset(f"folder:{root}", 8, cache=tmp_path / "file")
+
+
+def test_two_at_once(root, cache, monkeypatch):
+    "Another process finishes first: its copy is used and ours vanishes."
+    real = cache_module.store_images
+
+    def slow(folder, *arguments):
+        monkeypatch.setattr(cache_module, "store_images", real)
+        quiet(f"folder:{root}", cache=cache)
+        real(folder, *arguments)
+
+    monkeypatch.setattr(cache_module, "store_images", slow)
+    assert len(quiet(f"folder:{root}", cache=cache)[0]) == 3
+    assert len(list((cache / "images").iterdir())) == 1
+
+
+def test_small_images_are_enlarged_with_one_warning(tmp_path, cache):
+    root = grow(tmp_path / "t", ["a/1.png", "b/1.png"])
+    picture(40, 40).save(root / "b" / "2.png")
+    dataset, told = quiet(f"folder:{root}", 32, cache=cache)
+    assert dataset.size == 32 and len(told) == 1 and "2 of 3 images are smaller than 32 pixels" in told[0]
+
+
+def test_many_images_keep_their_order(tmp_path, cache, monkeypatch):
+    root = tmp_path / "t"
+    for i in range(600):
+        path = root / f"c{i % 3}" / f"{i:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (i % 256, i // 256, 7)).save(path)
+    dataset, _ = quiet(f"folder:{root}", 4, cache=cache)
+    listing = list_folder(root)
+    values = [int(name[-8:-4]) for name in listing.names]
+    assert dataset.images[:, 0, 0, 0].tolist() == [v % 256 for v in values] and dataset.images[
+        :, 1, 0, 0
+    ].tolist() == [v // 256 for v in values]
+    assert dataset.labels.tolist() == [v % 3 for v in values]

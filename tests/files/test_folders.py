@@ -1,0 +1,188 @@
+"Tests of cfvae.files.folders: classes, splits, links, odd names."
+
+import io
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from trees import grow, picture, quiet
+
+from cfvae.core import CfvaeError
+from cfvae.files.folders import Folder, class_root, list_folder, scan_folder
+from cfvae.files.names import printable
+from cfvae.files.open import open_dataset, require_classes
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@pytest.mark.parametrize("prefix", ["", "top/", "top/train/", "train/", "Train/", "a/b/c/"])
+def test_single_top_folders_are_descended(tmp_path, prefix):
+    listing = list_folder(
+        grow(
+            tmp_path / "t",
+            [f"{prefix}{name}" for name in ("dog/2.png", "dog/1.png", "cat/x/1.png", "Bee/1.png")],
+        )
+    )
+    assert listing.classes == ("Bee", "cat", "dog") and listing.labels == (0, 1, 2, 2)
+    assert [name.removeprefix(prefix) for name in listing.names] == [
+        "Bee/1.png",
+        "cat/x/1.png",
+        "dog/1.png",
+        "dog/2.png",
+    ]
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "Validation", "test"])
+def test_splits_share_the_classes_of_training(tmp_path, val):
+    root = grow(
+        tmp_path / "t",
+        ["train/a/1.png", "train/b/1.png", "train/c/1.png", f"{val}/c/1.png", f"{val}/a/1.png"],
+    )
+    assert list_folder(root).labels == (0, 1, 2)
+    listing = list_folder(root, train=False)
+    assert listing.classes == ("a", "b", "c") and listing.labels == (0, 2)
+
+
+def test_splits_that_cannot_be_used(tmp_path):
+    with pytest.raises(CfvaeError, match="no validation split.*hold_out"):
+        list_folder(grow(tmp_path / "none", ["a/1.png", "b/1.png"]), train=False)
+    with pytest.raises(CfvaeError, match="no validation split"):
+        list_folder(grow(tmp_path / "only", ["train/a/1.png", "train/b/1.png"]), train=False)
+    with pytest.raises(CfvaeError, match="training split lacks: d"):
+        list_folder(
+            grow(tmp_path / "more", ["train/a/1.png", "train/b/1.png", "val/a/1.png", "val/d/1.png"]),
+            train=False,
+        )
+    with pytest.raises(CfvaeError, match="none at all"):
+        list_folder(grow(tmp_path / "flat", ["train/a/1.png", "train/b/1.png", "val/1.png"]), train=False)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    assert list_folder(grow(tmp_path / "t", ["train/1.png", "tram/1.png", "test/1.png"])).classes == (
+        "test",
+        "train",
+        "tram",
+    )
+    flat = grow(tmp_path / "u", ["train/1.png", "test/1.png", "test/2.png"])
+    assert list_folder(flat).names == ("train/1.png",) and list_folder(flat, train=False).names == (
+        "test/1.png",
+        "test/2.png",
+    )
+
+
+def test_flat_folders_have_no_labels(tmp_path, cache):
+    root = grow(tmp_path / "t", ["2.png", "1.png", "edited/3.png"])
+    dataset, told = quiet(f"folder:{root}", cache=cache)
+    assert dataset.classes == ("all",) and dataset.labels.tolist() == [-1, -1, -1] and not told
+    with pytest.raises(CfvaeError, match="without a class"):
+        require_classes(dataset)
+
+
+def test_one_class(tmp_path, cache):
+    dataset, _ = quiet(f"folder:{grow(tmp_path / 't', ['cat/1.png', 'cat/2.png'])}", cache=cache)
+    assert dataset.classes == ("cat",) and dataset.labels.tolist() == [0, 0]
+    with pytest.raises(CfvaeError, match=r"one class only \(cat\)"):
+        require_classes(dataset)
+
+
+def test_empty_folders_and_loose_images_are_named(tmp_path, cache):
+    root = grow(tmp_path / "t", ["a/1.png", "b/1.png", "loose.png"])
+    (root / "empty").mkdir()
+    (root / "notes").mkdir()
+    (root / "notes" / "x.txt").write_text("x")
+    dataset, told = quiet(f"folder:{root}", cache=cache)
+    assert dataset.classes == ("a", "b") and len(dataset) == 2
+    assert len(told) == 2 and "empty, notes" in told[0] and "loose.png" in told[1]
+
+
+def test_a_tree_without_images(tmp_path, cache):
+    (tmp_path / "t" / "a").mkdir(parents=True)
+    (tmp_path / "t" / "a" / "x.txt").write_text("x")
+    with pytest.raises(CfvaeError, match="holds no images: expected one folder per class"):
+        open_dataset(f"folder:{tmp_path / 't'}", 8, cache=cache)
+    assert not cache.exists()
+
+
+def test_hidden_files_are_ignored(tmp_path):
+    root = grow(
+        tmp_path / "t",
+        ["a/1.png", "b/1.png", "__MACOSX/a/1.png", ".cache/1.png", "a/.hidden.png", "a/._1.png"],
+    )
+    (root / ".DS_Store").write_bytes(b"x")
+    assert list_folder(root).names == ("a/1.png", "b/1.png") and list_folder(root).notes == ()
+
+
+def test_links_are_followed_but_never_in_circles(tmp_path):
+    root, other = grow(tmp_path / "t", ["a/1.png"]), grow(tmp_path / "other", ["1.png"])
+    os.symlink(other, root / "b")
+    os.symlink(other / "1.png", root / "a" / "2.png")
+    os.symlink(root, root / "a" / "up")
+    os.symlink(root / "a" / "self.png", root / "a" / "self.png")
+    os.symlink("loop", root / "loop")
+    os.mkfifo(root / "a" / "pipe.png")
+    os.symlink(root / "a" / "pipe.png", root / "a" / "linked-pipe.png")
+    assert list_folder(root).names == ("a/1.png", "a/2.png", "a/self.png", "b/1.png")
+
+
+def test_absurdly_deep_trees_are_refused(tmp_path):
+    os.makedirs(tmp_path / "/".join(["d"] * 70))
+    with pytest.raises(CfvaeError, match="more than 64 deep"):
+        scan_folder(tmp_path)
+
+
+def test_class_root_of_hand_made_folders():
+    def folder(name, *inner, n=0):
+        return Folder(name, [f"{name}/{i}.png" for i in range(n)], list(inner), [])
+
+    tree = folder(
+        "",
+        folder(
+            "x",
+            folder("x/train", folder("x/train/a", n=1)),
+            folder("x/val", folder("x/val/a", n=1)),
+            folder("x/docs", n=2),
+        ),
+    )
+    assert class_root(tree).name == "x/train" and class_root(tree, train=False).name == "x/val"
+
+
+names = st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=20) | st.binary(
+    min_size=1, max_size=20
+).map(lambda b: os.fsdecode(b.replace(b"/", b"_").replace(b"\0", b"_")))
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(folders=st.lists(names, min_size=1, max_size=3, unique=True), name=names)
+def test_odd_names(tmp_path_factory, folders, name):
+    root = tmp_path_factory.mktemp("odd")
+    file = io.BytesIO()
+    picture(9, 9).save(file, "PNG")
+    written = set()
+    for folder in folders:
+        path = os.path.join(root, folder)
+        if (
+            folder in (".", "..")
+            or len(os.fsencode(folder)) > 200
+            or len(os.fsencode(name)) > 200
+            or os.path.exists(path)
+        ):
+            continue
+        os.mkdir(path)
+        with open(os.path.join(path, name + ".png"), "wb") as out:
+            out.write(file.getvalue())
+        if not folder.startswith(".") and folder != "__MACOSX" and not name.startswith("."):
+            written.add(folder)
+    if not written:
+        with pytest.raises(CfvaeError, match="no images"):
+            list_folder(root)
+        return
+    with open(os.path.join(root, sorted(written)[0], "broken" + name + ".jpg"), "wb"):
+        pass
+    dataset, told = quiet(f"folder:{root}", cache=root / ".cache")
+    assert len(dataset) == len(written) == len(dataset.classes) and len(dataset.skipped) == 1
+    "".join([*told, *dataset.classes, dataset.skipped[0][0]]).encode("utf-8")  # can be printed
+    assert (
+        list(dataset.classes) == [printable(folder) for folder in sorted(written)]
+        and "\n" not in dataset.skipped[0][0]
+    )

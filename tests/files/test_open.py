@@ -1,0 +1,100 @@
+"Tests of cfvae.files.open: names, paths, and what cannot be meant."
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from trees import rgb
+
+from cfvae.core import CfvaeError
+from cfvae.data import ImageDataset, Shapes
+from cfvae.files import open as opening
+from cfvae.files.open import open_dataset, require_classes
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def test_shapes_options():
+    assert torch.equal(open_dataset("shapes:n=12,seed=3", 16).images, Shapes(12, 3, 16).images)
+    assert torch.equal(open_dataset("shapes:seed=3,n=12", 16).images, Shapes(12, 3, 16).images)
+    assert not torch.equal(
+        open_dataset("shapes:n=12,seed=3", 16, train=False).images, Shapes(12, 3, 16).images
+    )
+    for options in ("n=ten", "n=-1", "n", "seed=1.5", "n=²", "n=" + "9" * 30):
+        with pytest.raises(CfvaeError, match="must be a whole number"):
+            open_dataset(f"shapes:{options}", 16)
+    with pytest.raises(CfvaeError, match="no option 'colour': it has n and seed"):
+        open_dataset("shapes:colour=3", 16)
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("imagenet", "unknown dataset 'imagenet': use shapes"),
+        ("Folder:x", "unknown dataset"),
+        ("", "unknown dataset"),
+        ("cifar10:x", "unknown dataset 'cifar10:x'"),
+        ("folder:", "needs a path"),
+        ("folder:no/such/place", "no/such/place does not exist"),
+        ("tiny-imagenet:no/such/place", "does not exist"),
+        ("folder:" + "x" * 5000, "does not exist"),
+        ("folder:a\0b", "does not exist"),
+        (None, "named by a string"),
+    ],
+)
+def test_specs_that_mean_nothing(spec, message):
+    with pytest.raises(CfvaeError, match=message):
+        open_dataset(spec, 8)
+
+
+def test_a_path_without_its_kind_is_recognised(root):
+    with pytest.raises(CfvaeError, match="did you mean folder:"):
+        open_dataset(str(root), 8)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, "32", 10**9, None, True])
+def test_sizes_that_make_no_sense(root, size):
+    with pytest.raises(CfvaeError, match="must be a whole number of pixels from 1 to 4096"):
+        open_dataset(f"folder:{root}", size)
+
+
+def test_cifar10_is_resized_once(cache, monkeypatch):
+    source = ImageDataset(Shapes(6, 0, 32).images, list(range(6)), tuple("abcdef"), "cifar10")
+    asked = []
+    monkeypatch.setattr(opening, "cifar10", lambda root, train: asked.append((root, train)) or source)
+    assert open_dataset("cifar10", 32, cache=cache) is source
+    small = open_dataset("cifar10", 16, cache=cache, train=False)
+    assert (
+        small.images.shape == (6, 3, 16, 16)
+        and small.labels.tolist() == list(range(6))
+        and small.classes == source.classes
+    )
+    expected = rgb(Image.fromarray(source.images[2].permute(1, 2, 0).numpy()), 16)
+    assert np.array_equal(np.asarray(small.images[2]), expected)
+    before = json.loads(next((cache / "images").glob("*/meta.json")).read_text())
+    assert (
+        open_dataset("cifar10", 16, cache=cache, train=False).fingerprint
+        == small.fingerprint
+        == before["fingerprint"]
+    )
+    assert asked == [(str(cache), True), (str(cache), False), (str(cache), False)]
+
+
+def test_cifar10_without_a_network_points_to_folder(cache, monkeypatch):
+    def refuse(root, train):
+        raise CfvaeError(
+            "cifar10: the download failed. Give the images as a folder instead: --data folder:PATH"
+        )
+
+    monkeypatch.setattr(opening, "cifar10", refuse)
+    with pytest.raises(CfvaeError, match="folder:PATH"):
+        open_dataset("cifar10", 32, cache=cache)
+
+
+def test_require_classes():
+    pixels = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
+    assert require_classes(ImageDataset(pixels, [0, 1, 1], ("a", "b", "c"))) == 3
+    with pytest.raises(CfvaeError, match="images without a class.*\n.*--set conditional=false"):
+        require_classes(ImageDataset(pixels, [0, 1, -1], ("a", "b", "c")))
