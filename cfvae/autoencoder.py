@@ -32,39 +32,32 @@ def psnr(
     b: torch.Tensor,  # images in [-1, 1], same shape
 ) -> torch.Tensor:
     "Peak signal-to-noise ratio in decibels, over all images at once; the range of pixel values is 2 (02.2)."
-    return 10 * torch.log10(4 / F.mse_loss(a.clamp(-1, 1), b).clamp_min(1e-12))
+    squared_error = F.mse_loss(a.clamp(-1, 1), b).clamp_min(1e-12)
+    return 10 * torch.log10(4 / squared_error)
 
 
 # %% ../nbs/02_autoencoder.ipynb #09e63099
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
-    "Sizes of the autoencoder. Widths run from the lowest resolution (the code's) to the highest (the image's)."
+    "Sizes of the autoencoder; widths run from the lowest resolution (the code's) to the highest."
 
     size: int = 32  # height and width of the images
-    widths: tuple[int, ...] = (
-        64,
-        64,
-    )  # channels per level; each level doubles the resolution of the one before
-    patch: int = 2  # squares of so many pixels a side become channels first, which spares the costly convolutions at full resolution; 1: none
+    widths: tuple[int, ...] = (64, 64)  # channels per level; each level doubles the resolution
+    patch: int = 2  # side of the squares that become channels first, to spare full resolution; 1: none
     blocks: int = 1  # residual blocks per level, in encoder and decoder
     latent_channels: int = 4  # channels of the code
     groups: int = 8  # groups of the normalisation; divides every width
 
-    def __post_init__(self):
-        object.__setattr__(self, "widths", tuple(self.widths))
-        check(
-            len(self.widths) >= 1 and min(self.widths) >= 1,
-            f"widths is {self.widths}: at least one width of at least 1 is needed",
-        )
+    def __post_init__(self) -> None:
+        widths = tuple(self.widths)
+        object.__setattr__(self, "widths", widths)
+        usable = len(widths) >= 1 and min(widths) >= 1
+        check(usable, f"widths is {widths}: at least one width of at least 1 is needed")
         check(self.patch >= 1, f"patch is {self.patch}: it must be at least 1")
-        check(
-            self.size % self.factor == 0,
-            f"size {self.size} does not fit: with this patch and these widths it must be a multiple of {self.factor}",
-        )
-        check(
-            all(w % self.groups == 0 for w in self.widths),
-            f"groups is {self.groups}, but must divide every width of {self.widths}",
-        )
+        fits = self.size % self.factor == 0
+        check(fits, f"size {self.size} does not fit: patch and widths ask for a multiple of {self.factor}")
+        divides = all(width % self.groups == 0 for width in widths)
+        check(divides, f"groups is {self.groups}, but must divide every width of {widths}")
         check(self.latent_channels >= 1 and self.blocks >= 1, "latent_channels and blocks must be at least 1")
 
     @property
@@ -75,7 +68,8 @@ class AutoencoderConfig:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         "Shape of one code."
-        return (self.latent_channels, self.size // self.factor, self.size // self.factor)
+        side = self.size // self.factor
+        return (self.latent_channels, side, side)
 
 
 # %% ../nbs/02_autoencoder.ipynb #54bb1a68
@@ -86,7 +80,7 @@ class NormalisedBlock(nn.Module):
         self,
         channels: int,  # width
         groups: int,  # groups of the normalisation
-    ):
+    ) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             nn.GroupNorm(groups, channels),
@@ -111,21 +105,20 @@ class Encoder(nn.Sequential):
     def __init__(
         self,
         config: AutoencoderConfig,  # sizes
-    ):
+    ) -> None:
         widths = config.widths[::-1]
-        layers: list[nn.Module] = [
-            nn.PixelUnshuffle(config.patch),
-            nn.Conv2d(3 * config.patch**2, widths[0], 3, padding=1),
-        ]
+        layers: list[nn.Module] = [nn.PixelUnshuffle(config.patch)]
+        layers.append(nn.Conv2d(3 * config.patch**2, widths[0], 3, padding=1))
+
         for i, width in enumerate(widths):
             if i > 0:
                 layers.append(nn.Conv2d(widths[i - 1], width, 3, stride=2, padding=1))
-            layers += [NormalisedBlock(width, config.groups) for _ in range(config.blocks)]
-        layers += [
-            nn.GroupNorm(config.groups, widths[-1]),
-            nn.SiLU(),
-            nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1),
-        ]
+            for _ in range(config.blocks):
+                layers.append(NormalisedBlock(width, config.groups))
+
+        layers.append(nn.GroupNorm(config.groups, widths[-1]))
+        layers.append(nn.SiLU())
+        layers.append(nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1))
         super().__init__(*layers)
 
 
@@ -136,21 +129,20 @@ class Decoder(nn.Sequential):
     def __init__(
         self,
         config: AutoencoderConfig,  # sizes
-    ):
+    ) -> None:
         widths = config.widths
         layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)]
+
         for i, width in enumerate(widths):
             if i > 0:
-                layers += [
-                    nn.Upsample(scale_factor=2, mode="nearest"),
-                    nn.Conv2d(widths[i - 1], width, 3, padding=1),
-                ]
-            layers += [NormalisedBlock(width, config.groups) for _ in range(config.blocks)]
-        layers += [
-            nn.GroupNorm(config.groups, widths[-1]),
-            nn.SiLU(),
-            nn.Conv2d(widths[-1], 3 * config.patch**2, 3, padding=1),
-        ]
+                layers.append(nn.Upsample(scale_factor=2, mode="nearest"))
+                layers.append(nn.Conv2d(widths[i - 1], width, 3, padding=1))
+            for _ in range(config.blocks):
+                layers.append(NormalisedBlock(width, config.groups))
+
+        layers.append(nn.GroupNorm(config.groups, widths[-1]))
+        layers.append(nn.SiLU())
+        layers.append(nn.Conv2d(widths[-1], 3 * config.patch**2, 3, padding=1))
         layers.append(nn.PixelShuffle(config.patch))
         super().__init__(*layers)
 
@@ -162,21 +154,21 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin):
     def __init__(
         self,
         config: AutoencoderConfig,  # sizes
-    ):
+    ) -> None:
         super().__init__()
         self.config = config
-        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
 
     def encode(
         self,
         x: torch.Tensor,  # (b, 3, size, size) in [-1, 1]
     ) -> torch.Tensor:
         "The code, (b, latent_channels, size / factor, size / factor), float32, in the encoder's own units."
-        wanted = (3, self.config.size, self.config.size)
-        check(
-            tuple(x.shape[1:]) == wanted,
-            f"the autoencoder takes images of shape (b, {', '.join(map(str, wanted))}), not {tuple(x.shape)}",
-        )
+        size = self.config.size
+        shape = tuple(x.shape)
+        fits = shape[1:] == (3, size, size)
+        check(fits, f"the autoencoder takes images of shape (b, 3, {size}, {size}), not {shape}")
         return self.encoder(x).float()
 
     def decode(
@@ -184,10 +176,10 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin):
         z: torch.Tensor,  # (b, latent_channels, size / factor, size / factor)
     ) -> torch.Tensor:
         "The image, (b, 3, size, size), float32, nominally in [-1, 1]."
-        check(
-            tuple(z.shape[1:]) == self.config.latent_shape,
-            f"the code has shape (b, {', '.join(map(str, self.config.latent_shape))}), not {tuple(z.shape)}",
-        )
+        channels, side, _ = self.config.latent_shape
+        shape = tuple(z.shape)
+        fits = shape[1:] == (channels, side, side)
+        check(fits, f"the code has shape (b, {channels}, {side}, {side}), not {shape}")
         return self.decoder(z).float()
 
     def forward(
@@ -203,12 +195,21 @@ def reconstruction_loss(
     flip: bool = False,  # mirror a random half of the images
     squared: float = 1.0,  # weight of the squared error beside the absolute one
 ) -> typing.Callable:
-    "The first stage's loss as `fit` wants it: mean absolute error, plus `squared` times the mean squared error (02.3)."
+    """The first stage's loss: mean absolute error, plus `squared` times the mean squared error (02.3).
 
-    def loss_fn(model, batch, generator, step):
-        x = horizontal_flip(batch[0], generator) if flip else batch[0]
+    As `fit` wants it: (model, batch, generator, step) -> (loss, metrics)."""
+
+    def loss_fn(
+        model: nn.Module, batch: tuple[torch.Tensor, ...], generator: torch.Generator | None, step: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        x = batch[0]
+        if flip:
+            x = horizontal_flip(x, generator)
         decoded = model(x)
-        l1, l2 = F.l1_loss(decoded, x), F.mse_loss(decoded, x)
-        return l1 + squared * l2, {"l1": l1.detach(), "psnr": psnr(decoded.detach(), x)}
+
+        l1 = F.l1_loss(decoded, x)
+        l2 = F.mse_loss(decoded, x)
+        metrics = {"l1": l1.detach(), "psnr": psnr(decoded.detach(), x)}
+        return l1 + squared * l2, metrics
 
     return loss_fn

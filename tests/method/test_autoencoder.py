@@ -154,7 +154,7 @@ def test_psnr_against_the_formula():
 
 @pytest.mark.parametrize("squared", [0.0, 1.0, 2.5])
 def test_loss_is_the_sum_of_both_errors(model, x, squared):
-    loss, metrics = reconstruction_loss(squared=squared)(model, (x, None), None)
+    loss, metrics = reconstruction_loss(squared=squared)(model, (x, None), None, 0)
     decoded = model(x)
     assert loss.item() == pytest.approx(
         (F.l1_loss(decoded, x) + squared * F.mse_loss(decoded, x)).item(), rel=1e-6
@@ -164,14 +164,14 @@ def test_loss_is_the_sum_of_both_errors(model, x, squared):
 
 
 def test_flipping_changes_input_and_target_together(model, x):
-    loss = reconstruction_loss(flip=True)(model, (x, None), make_generator(3))[0]
+    loss = reconstruction_loss(flip=True)(model, (x, None), make_generator(3), 0)[0]
     mirrored = horizontal_flip(x, make_generator(3))
     assert not torch.equal(mirrored, x)
-    assert torch.equal(loss, reconstruction_loss()(model, (mirrored, None), None)[0])
+    assert torch.equal(loss, reconstruction_loss()(model, (mirrored, None), None, 0)[0])
 
 
 def test_every_weight_gets_a_gradient(model, x):
-    reconstruction_loss()(model, (x, None), None)[0].backward()
+    reconstruction_loss()(model, (x, None), None, 0)[0].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
@@ -184,7 +184,7 @@ def test_one_batch_overfits():
     x = Shapes(4, size=8).batch(range(4))[0]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, fused=True)
     for _ in range(150):
-        loss, metrics = loss_fn(model, (x, None), None)
+        loss, metrics = loss_fn(model, (x, None), None, 0)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
