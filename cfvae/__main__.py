@@ -1,3 +1,5 @@
+"The command line, as `python -m cfvae`."
+
 from cfvae.cli import main
 
 raise SystemExit(main())

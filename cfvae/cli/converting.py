@@ -1,0 +1,101 @@
+"""`encode`, `import-weights` and `export-onnx`: the same things in other forms."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import onnx_export
+from ..core import CfvaeError, check, get_device
+from ..files.codes import encode_dataset
+from ..files.open import open_dataset
+from ..published import load_published_pipeline, read_header
+from ..runs.folder import load_autoencoder, load_model
+from .describing import describe_models, describe_shape, list_names
+
+
+def encode(
+    model: Path,  # a run folder, a saved pipeline, or a name
+    data: str,  # the images, as `open_dataset` reads it
+    out: Path,  # a folder for the codes
+    flip: bool,  # encode mirror images too
+    validation: bool,  # take the validation split
+    device: str,  # auto, cpu or cuda
+) -> None:
+    "Write the codes of a dataset. A run needs no more than a finished first stage for it."
+    _check_codes_folder(out)
+    if (model / "recipe.json").exists():
+        autoencoder = load_autoencoder(model)
+    else:
+        autoencoder = load_model(model).autoencoder
+
+    dataset = open_dataset(data, autoencoder.config.size, train=not validation)
+    autoencoder.to(get_device(device))
+    latents = encode_dataset(autoencoder, dataset, out, flip).latents
+    shape = describe_shape(latents.shape[1:])
+    files = f"latents.npy ({latents.dtype}) and latents.json (shift and scale)"
+    print(f"{len(latents)} codes of shape {shape} in {out}: {files}")
+
+
+def _check_codes_folder(out: Path) -> None:
+    "Whatever is in the folder will be replaced: make sure that it is codes."
+    check(out.name not in ("", ".."), f"--out is {out}: give a folder of its own, such as latents")
+    if not out.is_dir():
+        check(not out.exists(), f"{out} is a file: give a folder for the codes")
+        return
+    ours = ("latents.npy", "latents.json")
+    others = [path.name for path in out.iterdir() if path.name not in ours]
+    message = f"{out} holds other files ({list_names(others, 3)})"
+    check(not others, f"{message}: give a folder of its own for the codes")
+
+
+def import_weights(
+    weights: Path,  # a released pipeline, .pt or .safetensors
+    out: Path,  # a folder for the pipeline
+    config: str | None,  # what --config says
+    attention: str,  # published or softmax
+    classes: Path | None,  # a file of class names, one per line
+) -> None:
+    "Save a released model as a pipeline, and say what it is."
+    check(not (out / "pipeline.json").exists(), f"{out} holds a pipeline already: choose another --out")
+    lines = [] if classes is None else classes.read_text(encoding="utf-8").split("\n")
+    names = [line.strip() for line in lines if line.strip()]
+    pipe = load_published_pipeline(weights, _read_config(config, weights), attention, names)
+    pipe.save_pretrained(out)
+
+    about = describe_models(pipe.autoencoder.config, pipe.vae.config)
+    summary = f"images {about['images']}, {about['stochastic layers']}"
+    next_command = f"cfvae sample {shlex.quote(str(out))} --n 16 --out samples.png"
+    print(f"the pipeline is in {out}: {summary}. Next: {next_command}")
+
+
+def _read_config(config: str | None, weights: Path) -> str | Mapping[str, Any]:
+    "What --config says: a name, or the constructor arguments out of a JSON file or the weights' own header."
+    if config is None:
+        text = read_header(weights).get("config")
+    elif config.endswith(".json"):
+        text = Path(config).read_text(encoding="utf-8")
+    else:
+        return config
+
+    if text is None:
+        way_out = "give --config, the name of a published model or a JSON file with its constructor arguments"
+        raise CfvaeError(f"{weights} does not say which model it holds: {way_out}")
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        source = config or weights
+        message = f"the config of {source} is not JSON ({error})"
+        raise CfvaeError(f"{message}: it has to hold the constructor arguments") from None
+
+
+def export_onnx(
+    model: Path,  # a run folder, a saved pipeline, or a name
+    out: Path,  # a folder for the graph
+) -> None:
+    "Write the graph that draws, and say how large it is."
+    path = onnx_export.export_onnx(load_model(model), out)
+    megabytes = path.stat().st_size / 1e6
+    about = path.with_name("model.json")
+    print(f"{path} ({megabytes:.1f} MB) turns noise into images; {about} describes its inputs")

@@ -1,0 +1,79 @@
+"""What the user sees in place of a trace: an exit code, and a message that names the way out."""
+
+import errno
+import sys
+from typing import TextIO
+
+import typer
+
+# exit codes: 0 done, 143 ended by SIGTERM, and
+DEFECT = 1  # of ours, to be reported
+MISTAKE = 2  # which the user can mend
+INTERRUPTED = 130  # Ctrl-C: 128 and the signal's number, as shells have it
+
+_NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", None))
+_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def explain(error: BaseException) -> tuple[int, str]:
+    "Exit code and message for an exception."
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted: nothing was finished, give the same command again"
+    if isinstance(error, typer.TyperException):
+        return MISTAKE, _explain_usage(error)
+    if _is_out_of_memory(error):
+        return MISTAKE, (
+            "out of memory: lower the batch size (train: --set batch_size=16, sample: --batch-size 8),\n"
+            "or train every batch in parts (--set accumulate=4), which a run that has begun allows too, "
+            "with --resume"
+        )
+    if isinstance(error, OSError):
+        return MISTAKE, _explain_file(error)
+
+    from ..core import CfvaeError  # not at the top: it imports torch
+
+    if isinstance(error, CfvaeError):
+        return MISTAKE, str(error)
+    summary = " ".join(str(error).split())[:300]
+    please = "This should not happen: please report it, with what --debug shows"
+    return DEFECT, f"{type(error).__name__}: {summary}\n{please}"
+
+
+def _explain_usage(error: typer.TyperException) -> str:
+    "A command line that cannot be read: what is wrong with it, and which help to ask."
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "cfvae"
+    message = " ".join(error.format_message().split())
+    return f"{message}\nSee {command} --help"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    of_the_gpu = type(error).__name__ == "OutOfMemoryError"  # by name, as torch may not be imported
+    return of_the_gpu or "can't allocate memory" in str(error)
+
+
+def _explain_file(error: OSError) -> str:
+    "A system error as one line: the file, what is wrong, the way out."
+    if error.errno in _NO_SPACE:
+        way_out = "free some space, or write to another disk"
+    elif error.errno in _NO_PERMISSION:
+        way_out = "choose a place where you have permission"
+    else:
+        way_out = "check the path"
+
+    reason = f"{error.strerror or error}: {way_out}"
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    "A warning as one line on the error stream, in place of `warnings.showwarning`."
+    print(f"warning: {message}", file=sys.stderr)

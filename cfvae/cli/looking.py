@@ -1,0 +1,111 @@
+"""`presets` and `info`: what can be trained, and what is in a folder."""
+
+import shlex
+import sys
+from pathlib import Path
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from ..pretrained import PretrainedConfig
+from ..recipes import Recipe, is_pretrained
+from ..runs.callbacks import read_log
+from ..runs.folder import load_model, load_recipe
+from ..runs.presets import PRESETS
+from .describing import count_millions, describe_models, describe_shape, list_names, saved_steps
+
+
+def print_presets() -> None:
+    "Print a table of the named recipes."
+    table = Table(box=SIMPLE)
+    table.add_column("name", no_wrap=True)
+    table.add_column("image")
+    table.add_column("code")
+    table.add_column("layers", justify="right")
+    table.add_column("parameters\n(millions)", justify="right")
+    table.add_column("steps", justify="right")
+    table.add_column("data, and what it is meant for", overflow="fold")
+    for name, make_recipe in PRESETS.items():
+        purpose = (make_recipe.__doc__ or "").strip().partition("\n")[0]
+        table.add_row(name, *_describe_recipe(make_recipe(), purpose))
+
+    terminal = sys.stdout.isatty()
+    width = None if terminal else 120
+    console = Console(width=width, force_terminal=terminal, highlight=False, force_jupyter=False)
+    console.print(table)
+
+
+def _describe_recipe(recipe: Recipe, purpose: str) -> list[str]:
+    "A row of the table, after the name."
+    size = recipe.autoencoder.size
+    first, second = count_millions(recipe.autoencoder, recipe.vae)
+    steps = f"{recipe.vae_training.steps}"
+    if not is_pretrained(recipe):
+        steps = f"{recipe.autoencoder_training.steps}\n+ {steps}"
+    return [
+        describe_shape([size, size]),
+        describe_shape(recipe.autoencoder.latent_shape),
+        str(sum(recipe.vae.layers)),
+        f"{first}\n+ {second}",
+        steps,
+        f"{recipe.data}\n{purpose}",
+    ]
+
+
+def print_info(model: Path) -> None:
+    "Print what a run or a saved pipeline holds."
+    is_run = (model / "recipe.json").exists()
+    lines = _describe_run(model) if is_run else _describe_pipeline(model)
+    for key, value in lines.items():
+        print(f"{key:<18} {value}")
+
+
+def _describe_pipeline(model: Path) -> dict[str, str]:
+    pipe = load_model(model)
+    count = len(pipe.classes) or "none"
+    return {
+        "pipeline": str(model),
+        **describe_models(pipe.autoencoder.config, pipe.vae.config),
+        "classes": f"{count}: {list_names(pipe.classes)}",
+    }
+
+
+def _describe_run(run: Path) -> dict[str, str]:
+    "What is known of a run, trained or not."
+    recipe = load_recipe(run)
+    trained = (run / "pipeline" / "pipeline.json").exists()
+
+    classes = str(recipe.vae.num_classes or "none")
+    if trained and recipe.vae.num_classes:
+        classes += f": {list_names(load_model(run).classes)}"
+    if isinstance(recipe.autoencoder, PretrainedConfig):
+        first_stage = f"pretrained: {recipe.autoencoder.source}"
+    else:
+        first_stage = _describe_progress(run / "autoencoder", recipe.autoencoder_training.steps)
+    if trained:
+        place = str(run / "pipeline")
+    else:
+        place = f"none yet; go on with: cfvae train --out {shlex.quote(str(run))} --resume"
+
+    return {
+        "run": f"{run}, preset {recipe.name}",
+        "data": recipe.data,
+        **describe_models(recipe.autoencoder, recipe.vae),
+        "classes": classes,
+        "autoencoder": first_stage,
+        "VAE": _describe_progress(run / "vae", recipe.vae_training.steps),
+        "model": place,
+    }
+
+
+def _describe_progress(stage: Path, steps: int) -> str:
+    "How far a stage is: steps saved, last line of the log, checkpoints."
+    saved = saved_steps(stage)
+    progress = f"{max(saved, default=0)} of {steps} steps saved"
+    log = read_log(stage / "log.jsonl")
+    if log:
+        last = log[-1]
+        progress += f"; last logged: loss {last['loss']:.4g} at step {last['step']}"
+    checkpoints = ", ".join(str(step) for step in saved)
+    return f"{progress}; checkpoints: {checkpoints or 'none'}"

@@ -1,0 +1,50 @@
+"""What stands in one option as text: numbers, names, labels, depths."""
+
+from ..core import CfvaeError, check
+
+
+def split_list(text: str) -> list[str]:
+    "The parts of a list with commas; empty ones are left out."
+    parts = [part.strip() for part in text.split(",")]
+    return [part for part in parts if part]
+
+
+def read_numbers(
+    text: str,  # as 1.5 or 1.5,1,0
+    option: str,  # which option says so
+) -> float | tuple[float, ...]:
+    "One number, or one per resolution."
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        way_out = "give a number, or one per resolution, lowest first, as in 1.5,1,0"
+        raise CfvaeError(f"{option} is '{text}': {way_out}") from None
+    return values[0] if len(values) == 1 else values
+
+
+def read_labels(
+    text: str,  # what --labels says, as 0,3
+    count: int,  # of the model's classes
+) -> list[int]:
+    "Class indices of a model."
+    check(count > 0, "--labels: the model was trained without classes, leave it out")
+    labels = []
+    for part in split_list(text):
+        known = part.isdecimal() and int(part) < count
+        check(known, f"--labels: '{part}' is not a label of this model: it has 0 to {count - 1}")
+        labels.append(int(part))
+    return labels
+
+
+def read_depths(
+    text: str,  # what --depths says, as 1,4,all
+) -> list[int | None]:
+    "Numbers of layers; None stands for all."
+    depths: list[int | None] = []
+    for part in split_list(text):
+        if part == "all":
+            depths.append(None)
+        else:
+            check(part.isdecimal(), f"--depths: '{part}' is not a number of layers: write it as in 1,4,all")
+            depths.append(int(part))
+    return depths

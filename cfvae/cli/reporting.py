@@ -1,0 +1,32 @@
+"""`report` and `demo`: the report of a run, and everything once."""
+
+import shlex
+from pathlib import Path
+
+from ..runs.report import write_report
+from .describing import newest_step
+from .training import choose_recipe, train_or_exit
+
+
+def report(
+    run: Path,  # a run folder
+    device: str,  # where to compute
+) -> None:
+    "Write the report of a run anew and say where it is."
+    print(f"report: {write_report(run, device)}")
+
+
+def demo(
+    out: Path,  # the run folder; where a demo was interrupted, it goes on
+) -> None:
+    "Train the preset shapes-demo, unless that is done, and write its report."
+    folder = shlex.quote(str(out))
+    recipe = choose_recipe("shapes-demo", out, resume=True, changes={})
+    all_steps = newest_step(out / "vae") == recipe.vae_training.steps
+    if all_steps and (out / "pipeline" / "pipeline.json").exists():
+        print(f"the demo in {out} is complete: only its report is written again")
+    else:
+        train_or_exit(recipe, out, f"cfvae demo --out {folder}", resume=True)
+
+    next_command = f"cfvae sample {folder} --mean-weight 1 --var-weight 1 --out samples.png"
+    print(f"report: {write_report(out)}. Next: {next_command}")

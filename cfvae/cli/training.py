@@ -1,0 +1,144 @@
+"""`train` and `train-features`: from images to a model, stopped and taken up again."""
+
+import contextlib
+import shlex
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import typer
+
+from .. import evaluation
+from ..core import CfvaeError, check
+from ..data import Shapes
+from ..pipeline import load_local
+from ..recipes import Recipe, change, with_pretrained
+from ..runs.callbacks import ProgressBar, StopOnSignal
+from ..runs.folder import load_recipe
+from ..runs.presets import preset
+from ..runs.train import train as train_run
+from .describing import newest_step
+
+
+def collect_changes(
+    short: Mapping[str, Any],  # what the short options say; None: not given
+    settings: Sequence[str],  # what --set says, as key=value
+) -> dict[str, Any]:
+    "All changes to the recipe as one dictionary. Where both name a field, --set decides."
+    changes = {key: value for key, value in short.items() if value is not None}
+    for setting in settings:
+        readable = "=" in setting.strip("=")
+        check(readable, f"--set {setting}: write it as key=value, for instance --set batch_size=16")
+        key, _, value = setting.partition("=")
+        changes[key] = value
+    return changes
+
+
+def choose_recipe(
+    name: str | None,  # of a preset; may be left out where a run goes on
+    out: Path,  # the run folder
+    resume: bool,  # go on with the run in it
+    changes: dict[str, Any],  # field of the recipe -> value
+    autoencoder: str | None = None,  # the source of a pretrained first stage, in place of the recipe's own
+) -> Recipe:
+    "The recipe to train: the run's own where one goes on, else a preset; with changes."
+    if resume and (out / "recipe.json").exists():
+        recipe = load_recipe(out)
+        begun = f"{out} was begun with the preset {recipe.name}, not {name}"
+        check(name in (None, recipe.name), f"{begun}: leave --preset out, or choose another --out")
+    elif name is not None:
+        recipe = preset(name)
+    else:
+        raise CfvaeError("which recipe? Give --preset NAME; `cfvae presets` lists them")
+
+    recipe = change(recipe, changes)
+    return recipe if autoencoder is None else with_pretrained(recipe, autoencoder)
+
+
+def train(
+    recipe: Recipe,  # what to train
+    out: Path,  # the run folder
+    stage: str,  # all, autoencoder or vae
+    resume: bool,  # go on with the run in the folder
+    max_minutes: float | None,  # stop after so long
+) -> None:
+    "Train, and say where the model is and what to do next."
+    folder = shlex.quote(str(out))
+    resume_command = f"cfvae train --out {folder} --resume"
+    train_or_exit(recipe, out, resume_command, stage, resume, max_minutes)
+    if stage == "autoencoder":
+        print(f"done: the autoencoder is in {out / 'autoencoder' / 'model'}. Next: {resume_command}")
+    else:
+        next_command = f"cfvae sample {folder} --n 16 --out samples.png"
+        print(f"done: the model is in {out / 'pipeline'}. Next: {next_command}")
+
+
+def train_or_exit(
+    recipe: Recipe,  # what to train
+    out: Path,  # the run folder
+    resume_command: str,  # what to type to go on
+    stage: str = "all",  # all, autoencoder or vae
+    resume: bool = False,  # go on with the run in the folder
+    max_minutes: float | None = None,  # stop after so long
+) -> None:
+    """Train. Where the run is stopped early, say so and leave with the signal's exit code (0 for the time
+    limit)."""
+    signals = StopOnSignal()
+    with _interrupt_on_sigterm(signals):
+        try:
+            finished = train_run(recipe, recipe.data, out, stage, resume, max_minutes, signals)
+        except KeyboardInterrupt:
+            finished = False
+            signals.received = signals.received or signal.SIGINT
+    if not finished:
+        print(_describe_stop(recipe, out, signals.received, resume_command))
+        raise typer.Exit(128 + signals.received if signals.received else 0)
+
+
+@contextlib.contextmanager
+def _interrupt_on_sigterm(signals: StopOnSignal) -> Iterator[None]:
+    """SIGTERM interrupts as Ctrl-C does. `StopOnSignal` watches during the steps only; between the stages,
+    while the images are encoded, this does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signals.received = number
+        raise KeyboardInterrupt
+
+    earlier = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier or signal.SIG_DFL)
+
+
+def _describe_stop(recipe: Recipe, out: Path, number: int | None, resume_command: str) -> str:
+    "One line about a run that was stopped: by whom, what is saved, how to go on."
+    if number is None:
+        who = "the time limit"
+    elif number == signal.SIGINT:
+        who = "Ctrl-C"
+    else:
+        who = signal.Signals(number).name
+
+    for stage, config in (("vae", recipe.vae_training), ("autoencoder", recipe.autoencoder_training)):
+        step = newest_step(out / stage)
+        if step > 0:
+            saved = f"everything up to step {step} of {config.steps} ({stage}) is saved"
+            return f"stopped by {who}: {saved}; go on with: {resume_command}"
+    return f"stopped by {who}: nothing was saved yet; give the same command again"
+
+
+def train_features(out: Path) -> None:
+    "Train the judge of the shapes models into a folder, and say how good the saved one is."
+    out.mkdir(parents=True, exist_ok=True)
+    progress = ProgressBar("classifier", ("loss", "accuracy"))
+    classifier = evaluation.train_shapes_classifier([progress])
+    classifier.cpu().half().save_pretrained(out)
+
+    held_out = Shapes(2000, seed=12345)  # training had another seed
+    images, labels = held_out.batch(range(len(held_out)))
+    saved = load_local(evaluation.Classifier, out)
+    accuracy = evaluation.class_accuracy(saved, images, labels)
+    print(f"the classifier is in {out}: {accuracy:.1%} of {len(images)} held-out images are recognised")

@@ -1,0 +1,84 @@
+"""Pictures and arrays on disk."""
+
+import contextlib
+import os
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..core import check, from_uint8, image_grid
+
+
+def prepare_file(
+    path: Path,  # what is to be written later
+    ending: str,  # as .png
+    option: str,  # which option says so
+) -> None:
+    "Make sure, before the work, that a file can be called so, and that its folder is there."
+    named = path.suffix.lower() == ending and not path.is_dir()
+    check(named, f"{option} is {path}: give the name of a {ending} file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def prepare_image_folder(
+    folder: Path,  # where one file per image is to be written later
+) -> None:
+    "Make sure, before the work, that the folder is there and empty."
+    folder.mkdir(parents=True, exist_ok=True)
+    empty = not any(folder.iterdir())
+    message = f"{folder} already holds files, and old images among new ones would be counted: empty it"
+    check(empty, f"{message}, or choose another --out-dir")
+
+
+def save_grid(
+    images: np.ndarray,  # (n, h, w, 3), uint8
+    columns: int | None,  # images in a row; None: as square as it can be
+    path: Path,  # a .png file
+) -> None:
+    "Save images as one picture; small ones are enlarged by a whole number."
+    pixels = from_uint8(torch.as_tensor(images)).permute(0, 3, 1, 2)
+    scale = max(1, 64 // images.shape[1])
+    image_grid(pixels, columns, scale=scale).save(path)
+
+
+def save_each(
+    images: np.ndarray,  # (n, h, w, 3), uint8
+    first: int,  # index of the first of them
+    names: Sequence[str] | None,  # their classes
+    folder: Path,  # where to
+) -> None:
+    "Save one PNG file per image, called by index and class."
+    for i, image in enumerate(images):
+        stem = f"{first + i:06d}"
+        if names is not None:
+            stem += "-" + re.sub(r"[^\w-]+", "_", names[i])
+        Image.fromarray(image).save(folder / f"{stem}.png")
+
+
+@contextlib.contextmanager
+def open_npz(
+    path: Path,  # a .npz file
+    shape: tuple[int, ...],  # of the whole array
+) -> Iterator[IO[bytes]]:
+    """A file that numpy reads as one uint8 array, `arr_0`.
+
+    It is written piece by piece, as the array may not fit into memory, and gets its name when it is whole."""
+    unfinished = path.with_name(path.name + ".tmp")
+    entry = zipfile.ZipInfo("arr_0.npy")  # with a fixed date: the same array gives the same bytes
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    try:
+        with (
+            zipfile.ZipFile(unfinished, "w") as archive,
+            archive.open(entry, "w", force_zip64=True) as file,
+        ):
+            np.lib.format.write_array_header_1_0(file, header)
+            yield file
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,91 @@
+"Tests of cfvae.cli.converting: codes, released weights, graphs."
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commandline import call, done, refused
+
+from cfvae.data import Shapes
+from cfvae.runs.folder import load_autoencoder, load_model
+
+
+def test_encode(run):
+    assert "9 codes of shape 4 x 8 x 8 in codes" in done("encode run --data shapes:n=9 --out codes")
+    images, _ = Shapes(9).batch(range(9))
+    with torch.no_grad():
+        expected = load_autoencoder("run").encode(images).half().numpy()
+    assert np.array_equal(np.load("codes/latents.npy"), expected)
+
+    # codes may be replaced, and nothing else
+    assert "18 codes" in done("encode run/pipeline --data shapes:n=9 --out codes --flip")
+    Path("codes/holiday.jpg").write_bytes(b"")
+    refused("encode run --data shapes:n=9 --out codes", "holiday.jpg", "folder of its own")
+    assert Path("codes/holiday.jpg").exists()
+    refused("encode run --data shapes:n=9 --out .", "folder of its own")
+
+
+def test_import_weights(released):
+    out = done("import-weights released.pt --config config.json --out models/a")
+    assert "models/a" in out and "16 x 16" in out and "3: 1 at 1 x 1, 1 at 4 x 4, 1 at 8 x 8" in out
+    Path("names.txt").write_text("cat\ndog\n\nemu\n")
+    done("import-weights released.safetensors --classes names.txt --out models/b")  # the config is inside
+    assert load_model("models/a").classes == ("0", "1", "2")
+    assert load_model("models/b").classes == ("cat", "dog", "emu")
+    assert load_model("models/a").scaler.scale.item() == pytest.approx(4.4)
+    done("sample models/b --n 2 --classes emu --mean-weight 1.5 --out emus.png")
+    assert "parameters" in done("info models/a")
+
+    before = Path("models/a/vae/model.safetensors").read_bytes()
+    refused("import-weights released.pt --config config.json --out models/a", "models/a", "already")
+    assert Path("models/a/vae/model.safetensors").read_bytes() == before
+
+
+def test_import_weights_refuses(released):
+    refused("import-weights nowhere.pt --config church --out models/c", "nowhere.pt")
+    refused("import-weights released.pt --out models/c", "--config")
+    refused("import-weights released.pt --config chruch --out models/c", "chruch", "church")
+    Path("bad.json").write_text("{")
+    refused("import-weights released.pt --config bad.json --out models/c", "bad.json", "JSON")
+    Path("cut.safetensors").write_bytes(Path("released.safetensors").read_bytes()[:100])
+    refused("import-weights cut.safetensors --out models/c", "cut.safetensors cannot be read")
+    refused("import-weights released.pt --config config.json --attention none --out models/c", "attention")
+    code, _, err = call("import-weights released.pt --config church --out models/c")
+    # the list of what does not fit has several lines
+    assert code == 2 and "the weights do not fit the config" in err and "Traceback" not in err
+    assert not Path("models/c").exists()
+
+
+def test_train_with_an_imported_first_stage(released):
+    if not Path("models/a").exists():
+        done("import-weights released.pt --config config.json --out models/a")
+    vae = "vae.resolutions=1,4,8 vae.widths=8 vae.encoder_widths=8 vae.layers=1 vae.encoder_blocks=1"
+    stage = "autoencoder.size=16 autoencoder.patch=1"
+    settings = f"{vae} {stage} batch_size=8 vae_training.warmup=1".split()
+    options = "--steps 2 --precision fp32 --device cpu --data shapes:n=40 "
+    options += " ".join(f"--set {setting}" for setting in settings)
+
+    done(f"train --preset shapes-demo --autoencoder models/a/autoencoder --out borrowed {options}")
+    assert load_model("borrowed").scaler.scale.item() == pytest.approx(4.4)  # it came with the folder
+    assert "pretrained: models/a/autoencoder" in done("info borrowed")
+    done("sample borrowed --n 2 --out borrowed.png")
+    done("encode borrowed --data shapes:n=10 --out borrowed-codes")
+    refused(f"train --preset shapes-demo --autoencoder no/where --out other {options}", "no/where")
+    refused("train --preset church --out other --data shapes", "--autoencoder")
+    assert not Path("other").exists()
+
+
+def test_export_onnx(plain):
+    pytest.importorskip("onnx")
+    out = done("export-onnx plain --out graph")
+    about = json.loads(Path("graph/model.json").read_text())
+    assert "graph/model.onnx" in out
+    assert Path("graph/model.onnx").stat().st_size > 10_000
+    assert "noise" in json.dumps(about)
+    assert "labels" not in json.dumps(about.get("inputs", ""))
+    Path("a-file").write_text("kept")
+    refused("export-onnx plain --out a-file", "a-file")
+    refused("export-onnx nowhere --out graph", "nowhere")
+    assert Path("a-file").read_text() == "kept"

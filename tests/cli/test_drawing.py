@@ -1,0 +1,129 @@
+"Tests of cfvae.cli.drawing: exactly the images that were asked for, in every form."
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commandline import done, refused
+from PIL import Image
+
+from cfvae.data import FACTORS
+from cfvae.pipeline import LatentVAEPipeline
+from cfvae.runs.folder import load_model
+
+CLASSES = FACTORS["class"]
+
+
+def array(name):
+    with np.load(name) as file:
+        assert file.files == ["arr_0"]
+        return file["arr_0"]
+
+
+@pytest.mark.parametrize("n", [1, 7])
+def test_exactly_n_images(run, n):
+    out = done(f"sample run --n {n} --batch-size 4 --out n{n}.png --out-dir n{n} --npz n{n}.npz")
+    images = array(f"n{n}.npz")
+    files = sorted(Path(f"n{n}").iterdir())
+    assert images.shape == (n, 32, 32, 3) and images.dtype == np.uint8
+    assert [path.name for path in files] == [f"{i:06d}-{CLASSES[i]}.png" for i in range(n)]
+    for path, image in zip(files, images, strict=True):
+        assert (np.asarray(Image.open(path)) == image).all()
+    assert f"{n} image{'s' * (n > 1)} (" in out and f"in n{n}.png, n{n}, n{n}.npz" in out
+
+    columns, rows = (3, 3) if n == 7 else (1, 1)
+    picture = np.asarray(Image.open(f"n{n}.png"))
+    assert picture.shape == (2 * (rows * 34 + 2), 2 * (columns * 34 + 2), 3)  # 32 pixels are drawn as 64
+    assert (picture[4:68:2, 4:68:2] == images[0]).all()
+
+
+def test_the_seed_decides_and_neither_n_nor_the_batch_size(run):
+    done("sample run --n 6 --npz seed-a.npz")
+    done("sample run --n 6 --npz seed-b.npz")
+    done("sample run --n 6 --seed 1 --npz seed-c.npz")
+    done("sample run --n 9 --batch-size 2 --npz seed-d.npz")
+    a, b, c, d = (array(f"seed-{name}.npz").astype(int) for name in "abcd")
+    assert (a == b).all() and abs(a - d[:6]).max() <= 1 and abs(a - c).max() > 1
+    assert Path("seed-a.npz").read_bytes() == Path("seed-b.npz").read_bytes()
+
+
+def test_classes_labels_and_what_pipe_draws(run):
+    star, heart = CLASSES.index("star"), CLASSES.index("heart")
+    done("sample run --n 5 --classes star,heart --npz names.npz --out-dir names")
+    done(f"sample run --n 5 --labels {star},{heart} --npz numbers.npz")
+    in_turn = ("star", "heart", "star", "heart", "star")
+    files = sorted(path.name for path in Path("names").iterdir())
+    assert files == [f"{i:06d}-{name}.png" for i, name in enumerate(in_turn)]
+    assert (array("names.npz") == array("numbers.npz")).all()
+
+    pipe = load_model("run")
+    generator = torch.Generator().manual_seed(0)
+    noise = [pipe.vae.noise(1, generator) for _ in range(5)]
+    eps = [torch.cat(layer) for layer in zip(*noise, strict=True)]
+    drawn = pipe([star, heart, star, heart, star], eps=eps, output_type="np").images
+    assert (array("names.npz") == drawn).all()
+
+
+@pytest.mark.parametrize(
+    "options, mean_weight, var_weight, temperature",
+    [
+        ("", 0, 0, 1),
+        ("--mean-weight 1.5 --var-weight 3.0", 1.5, 3, 1),
+        ("--mean-weight 1,0.5,0 --temperature 0.5,0.6,0.7", (1, 0.5, 0), 0, (0.5, 0.6, 0.7)),
+    ],
+)
+def test_guidance_and_temperature_reach_the_model(
+    run, monkeypatch, options, mean_weight, var_weight, temperature
+):
+    calls = []
+    original = LatentVAEPipeline.__call__
+
+    def record(self, labels, n, guidance, temperature, *given, **options):
+        calls.append((guidance, temperature))
+        return original(self, labels, n, guidance, temperature, *given, **options)
+
+    monkeypatch.setattr(LatentVAEPipeline, "__call__", record)
+    done(f"sample run --n 2 {options} --npz guided.npz")
+    ((guidance, given_temperature),) = calls
+    assert (guidance.mean_weight, guidance.var_weight) == (mean_weight, var_weight)
+    assert given_temperature == temperature
+    assert bool(guidance) == bool(options)  # off, if not asked for
+
+
+def test_model_without_classes(plain):
+    done("sample plain --n 3 --out-dir plain-files")
+    assert sorted(os.listdir("plain-files")) == ["000000.png", "000001.png", "000002.png"]
+    refused("sample plain --classes star --out x.png", "no class 'star'", "no classes")
+    refused("sample plain --labels 0 --out x.png", "without classes")
+    refused("sample plain --mean-weight 1 --out x.png", "guidance needs labels")
+
+
+@pytest.mark.parametrize(
+    "line, needles",
+    [
+        ("", ["--out", "--out-dir", "--npz"]),
+        ("--out x.jpg", ["--out is x.jpg", ".png"]),
+        ("--npz x.png", ["--npz is x.png", ".npz"]),
+        ("--out x.png --classes star --labels 3", ["--classes and --labels"]),
+        ("--out x.png --classes sun", ["'sun'", "star"]),
+        ("--out x.png --classes ,", ["no class is named"]),
+        ("--out x.png --labels 10", ["'10'", "0 to 9"]),
+        ("--out x.png --labels -1", ["'-1'", "0 to 9"]),
+        ("--out x.png --labels star", ["'star'", "0 to 9"]),
+        ("--out x.png --n 0", ["'--n'", "cfvae sample --help"]),
+        ("--out x.png --n many", ["'--n'"]),
+        ("--out x.png --n 4097", ["4096", "--out-dir"]),
+        ("--out x.png --batch-size 0", ["'--batch-size'"]),
+        ("--out x.png --mean-weight a", ["--mean-weight is 'a'"]),
+        ("--out x.png --var-weight nan", ["var_weight is nan"]),
+        ("--out x.png --mean-weight 1,2", ["mean_weight has 2 entries"]),
+        ("--out x.png --temperature -1", ["temperature"]),
+        ("--out x.png --temperature 1,1", ["temperature has 2 entries"]),
+        ("--out-dir run", ["run already holds files", "--out-dir"]),
+    ],
+)
+def test_sample_errors(run, line, needles):
+    refused(f"sample run {line}", *needles)
+    assert not Path("x.png").exists()

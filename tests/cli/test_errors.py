@@ -1,0 +1,115 @@
+"Tests of cfvae.cli.errors: whatever happens becomes an exit code and one or two lines."
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from commandline import TINY, call, refused
+from PIL import Image
+
+from cfvae.cli import drawing
+
+
+@pytest.mark.parametrize(
+    "error, code, needle",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), 2, "--batch-size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, "out of memory"),
+        (MemoryError(), 2, "out of memory"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x.png"),
+            2,
+            "x.png: No space left on device: free some space",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "x.png"),
+            2,
+            "x.png: Read-only file system: choose a place",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_exceptions_become_messages(run, monkeypatch, error, code, needle):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(drawing, "draw", fail)
+    exit_code, _, err = call("sample run --npz failed.npz")
+    assert exit_code == code and needle in err
+    assert "Traceback" not in err and len(err.splitlines()) <= 2
+    assert not list(Path(".").glob("failed*"))  # not even half of it
+    for line in ("--debug sample run --npz failed.npz", "sample run --npz failed.npz --debug"):
+        exit_code, _, err = call(line)
+        assert exit_code == code and needle in err and "Traceback" in err
+
+
+def test_a_failure_half_way_leaves_no_array(run, monkeypatch):
+    original = drawing.draw
+
+    def fail_later(*arguments):
+        yield next(original(*arguments))
+        raise MemoryError
+
+    monkeypatch.setattr(drawing, "draw", fail_later)
+    refused("sample run --n 4 --batch-size 2 --npz failed.npz", "out of memory")
+    assert not list(Path(".").glob("failed*"))
+
+
+def test_warnings_are_one_line(run):
+    Path("photos/star").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save("photos/star/a.png")
+    Path("photos/star/b.png").write_bytes(b"")
+    code, _, err = call("encode run --data folder:photos --out photo-codes")
+    assert code == 0
+    lines = [line for line in err.splitlines() if "b.png" in line]
+    assert len(lines) == 1 and lines[0].startswith("warning: ") and "cannot be read" in lines[0]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(run):
+    for line in (
+        "train --preset shapes-demo --out other",
+        "sample run --out other.png",
+        "reconstruct run --data shapes:n=9 --out other.png",
+        "encode run --data shapes:n=9 --out other",
+        "report run",
+    ):
+        refused(f"{line} --device cuda", "'cuda' was asked for", "--device cpu")
+    assert not Path("other").exists() and not Path("other.png").exists()
+
+
+def test_places_that_cannot_be_written(run):
+    Path("file").write_text("in the way")
+    refused(f"{TINY} --out file/run", "cannot use file/run", "choose a folder")
+    refused("sample run --out file/x.png", "file", "check the path")
+    refused("encode run --data shapes:n=9 --out file", "file is a file")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the administrator may write anywhere")
+def test_read_only_folder(run):
+    Path("locked").mkdir()
+    Path("locked").chmod(0o500)
+    refused(f"{TINY} --out locked/run", "cannot use locked/run", "Permission denied")
+    refused("sample run --out locked/x.png", "locked/x.png: Permission denied: choose a place")
+    refused("encode run --data shapes:n=9 --out locked/codes", "cannot write the codes to locked/codes")
+
+
+def test_damaged_models(run):
+    refused("sample nowhere --out x.png", "nothing at nowhere")
+    refused("sample run/latents --out x.png", "run/latents is neither a run folder")
+    shutil.copytree("run/pipeline", "damaged")
+    weights = Path("damaged/vae/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    refused("sample damaged --out x.png", "damaged", "cannot be read")
+    Path("damaged/pipeline.json").write_text("{")
+    refused("info damaged", "damaged", "cannot be read")
+
+    shutil.copytree("run/autoencoder/model", "halved/autoencoder/model")
+    shutil.copy("run/recipe.json", "halved")
+    Path("halved/autoencoder/model/model.safetensors").write_bytes(b"")
+    line = "encode halved --data shapes:n=9 --out halved-codes"
+    refused(line, "halved/autoencoder/model", "cannot be read")

@@ -1,0 +1,140 @@
+"Tests of cfvae.cli.training: runs that end, that are stopped, that are refused."
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from commandline import TINY, at_step, call, done, refused
+from safetensors.torch import load_file
+
+from cfvae import data, evaluation
+from cfvae.checkpoints import load_checkpoint
+from cfvae.cli import training
+from cfvae.data import Shapes
+from cfvae.runs import train as runs_train
+from cfvae.training import TrainingConfig
+
+
+def test_train_says_where_the_model_is_and_what_to_do_next(run):
+    last = run.said.splitlines()[-1]
+    assert last == "done: the model is in run/pipeline. Next: cfvae sample run --n 16 --out samples.png"
+    recipe = json.loads(Path("run/recipe.json").read_text())
+    for part in ("autoencoder_training", "vae_training"):
+        assert recipe[part]["steps"] == 30
+        assert recipe[part]["precision"] == "fp32"
+        assert recipe[part]["batch_size"] == 8
+    assert recipe["data"] == "shapes:n=60" and recipe["vae"]["layers"] == [1, 1, 1]
+
+
+def test_an_existing_run_is_kept(run):
+    before = Path("run/recipe.json").read_bytes()
+    refused(f"{TINY} --out run --steps 30", "run already holds a run", "--resume")
+    refused("train --out run --resume --steps 31", "begun with another recipe", "steps: 30 there, 31 now")
+    refused("train --out run --resume --preset cifar10", "begun with the preset shapes-demo, not cifar10")
+    assert Path("run/recipe.json").read_bytes() == before
+    unlearned = "train --out run --resume --set checkpoint_every=7"  # changes nothing that is learned
+    assert "done" in done(unlearned)
+
+
+def test_stages_limits_and_resuming():
+    # --resume in an empty place begins
+    out = done(f"{TINY} --out parts --steps 4 --resume --max-minutes 0.00001 --seed 3")
+    assert "stopped by the time limit: everything up to step 1 of 4 (autoencoder) is saved" in out
+    assert "go on with: cfvae train --out parts --resume" in out
+    out = done("info parts")
+    assert "1 of 4 steps saved" in out
+    assert "0 of 4 steps saved; checkpoints: none" in out
+    assert "none yet; go on with: cfvae train --out parts --resume" in out
+    refused("sample parts --out x.png", "parts holds no model yet")
+    refused("train --out parts --resume --stage vae", "parts has no finished autoencoder")
+
+    out = done("train --out parts --resume --stage autoencoder")
+    assert "the autoencoder is in parts/autoencoder/model. Next: cfvae train --out parts --resume" in out
+    assert not Path("parts/vae").exists()
+    assert "done: the model is in parts/pipeline" in done("train --out parts --resume")
+    assert json.loads(Path("parts/recipe.json").read_text())["vae_training"]["seed"] == 3
+
+
+def test_set_goes_before_the_short_options():
+    changes = training.collect_changes({"steps": 3, "seed": None}, ["steps=4", "data=folder:a=b"])
+    assert changes == {"steps": "4", "data": "folder:a=b"}
+
+
+def test_ctrl_c_saves(monkeypatch):
+    at_step(monkeypatch, "vae 3", lambda: signal.raise_signal(signal.SIGINT))
+    code, out, err = call(f"{TINY} --out interrupted --steps 6")
+    assert code == 130 and "Traceback" not in err
+    last = out.splitlines()[-1]
+    assert "stopped by Ctrl-C: everything up to step 3 of 6 (vae) is saved" in last
+    assert "go on with: cfvae train --out interrupted --resume" in last
+    assert load_checkpoint("interrupted/vae/checkpoints")[0] == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_between_the_stages(monkeypatch, number):
+    monkeypatch.setattr(runs_train, "encode_dataset", lambda *a, **options: signal.raise_signal(number))
+    before = signal.getsignal(signal.SIGTERM)
+    code, out, err = call(f"{TINY} --out between{number} --steps 2")
+    assert code == 128 + number and "Traceback" not in err
+    assert "everything up to step 2 of 2 (autoencoder) is saved" in out
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_signal_at_the_last_step_of_a_stage(monkeypatch):
+    at_step(monkeypatch, "autoencoder 2", lambda: signal.raise_signal(signal.SIGTERM))
+    code, out, _ = call(f"{TINY} --out last --steps 2")
+    assert code == 143 and "everything up to step 2 of 2 (autoencoder) is saved" in out
+    assert not Path("last/vae").exists()
+
+
+def test_a_run_that_failed_at_its_first_step_is_no_hindrance(monkeypatch):
+    def fail(*options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs_train, "train_autoencoder", fail)
+        refused(f"{TINY} --out large --steps 1", "out of memory", "batch_size", "accumulate")
+    assert Path("large/recipe.json").exists()
+    done(f"{TINY} --out large --steps 1 --stage autoencoder --set batch_size=4")
+
+
+@pytest.mark.parametrize(
+    "line, needles",
+    [
+        ("--preset shapes-dmeo", ["no preset 'shapes-dmeo'", "shapes-demo"]),
+        ("", ["--preset", "cfvae presets"]),
+        ("--preset shapes-demo --set batchsize=3", ["batchsize", "batch_size"]),
+        ("--preset shapes-demo --set vae.widht=3", ["widht", "widths"]),
+        ("--preset shapes-demo --set batch_size=many", ["batch_size=many"]),
+        ("--preset shapes-demo --set batch_size", ["--set batch_size", "key=value"]),
+        ("--preset shapes-demo --set learning_rate=-1", ["learning_rate is -1"]),
+        ("--preset shapes-demo --steps 0", ["steps is 0"]),
+        ("--preset shapes-demo --steps ten", ["'--steps'"]),
+        ("--preset shapes-demo --stage second", ["stage is 'second'"]),
+        ("--preset shapes-demo --max-minutes 0", ["max-minutes is 0"]),
+        ("--preset shapes-demo --precision fp8", ["fp8", "bf16"]),
+        ("--preset shapes-demo --device tpu9", ["tpu9"]),
+        ("--preset shapes-demo --data nothing", ["nothing", "folder:PATH"]),
+        ("--preset shapes-demo --data folder:nowhere", ["nowhere does not exist"]),
+        (
+            "--preset shapes-demo --data shapes:n=20",
+            ["batch_size is 32", "18 training images", "autoencoder_training.batch_size=18"],
+        ),
+        ("--preset shapes-demo --tremolo", ["--tremolo", "cfvae train --help"]),
+    ],
+)
+def test_train_errors_leave_nothing_behind(line, needles):
+    refused(f"train --out other {line}", *needles)
+    assert not Path("other").exists()
+
+
+def test_train_features(monkeypatch):
+    for module in (evaluation, data, training):
+        monkeypatch.setattr(module, "Shapes", lambda n, seed: Shapes(min(n, 64), seed))
+    short = TrainingConfig(steps=2, batch_size=8, device="cpu", precision="fp32")
+    monkeypatch.setattr(evaluation, "SHAPES_TRAINING", short)
+    assert "of 64 held-out images are recognised" in done("train-features --out judge")
+    weights = load_file("judge/model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
