@@ -12,7 +12,7 @@ from ..pretrained import PretrainedConfig
 from ..recipes import Recipe, is_pretrained
 from ..runs.callbacks import read_log
 from ..runs.folder import load_model, load_recipe
-from ..runs.presets import PRESETS
+from ..runs.presets import PRESETS, describe, preset
 from .describing import count_millions, describe_models, describe_shape, list_names, saved_steps
 
 
@@ -26,9 +26,8 @@ def print_presets() -> None:
     table.add_column("parameters\n(millions)", justify="right")
     table.add_column("steps", justify="right")
     table.add_column("data, and what it is meant for", overflow="fold")
-    for name, make_recipe in PRESETS.items():
-        purpose = (make_recipe.__doc__ or "").strip().partition("\n")[0]
-        table.add_row(name, *_describe_recipe(make_recipe(), purpose))
+    for name in PRESETS:
+        table.add_row(name, *_describe_recipe(preset(name), describe(name)))
 
     terminal = sys.stdout.isatty()
     width = None if terminal else 120
