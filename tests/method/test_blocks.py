@@ -49,10 +49,8 @@ def noise(*shape, seed=0):
 def test_residual_block_is_its_formula(channels, resolution, multiplier, out, label_width):
     skip = out is None
     block = ResidualBlock(channels, resolution, multiplier, out, label_width, skip)
-    x, label = (
-        noise(2, channels, resolution, resolution),
-        noise(2, label_width, seed=1) if label_width else None,
-    )
+    x = noise(2, channels, resolution, resolution)
+    label = noise(2, label_width, seed=1) if label_width else None
     h = x
     if label_width:
         h = h + (label @ block.label_projection.weight.T + block.label_projection.bias)[:, :, None, None]
@@ -107,10 +105,8 @@ def test_attention_equals_torchs_multi_head_layer(heads, resolution, seed):
     ours, reference = Attention(12, heads), nn.MultiheadAttention(12, heads, batch_first=True)
     for part in ours.parameters():
         part.data.copy_(noise(*part.shape, seed=seed) / 3)
-    reference.in_proj_weight.data, reference.in_proj_bias.data = (
-        ours.project_in.weight.data,
-        ours.project_in.bias.data,
-    )
+    reference.in_proj_weight.data = ours.project_in.weight.data
+    reference.in_proj_bias.data = ours.project_in.bias.data
     reference.out_proj.load_state_dict(ours.project_out.state_dict())
     x = noise(2, 12, resolution, resolution, seed=seed)
     tokens = x.flatten(2).transpose(1, 2)
@@ -196,10 +192,8 @@ def test_resample(before, after, same):
     if same:
         assert sum(p.numel() for p in layer.parameters()) == 0
     else:
-        expected = (
-            torch.einsum("oc,bchw->bohw", layer.project.weight[:, :, 0, 0], expected)
-            + layer.project.bias[:, None, None]
-        )
+        weight, bias = layer.project.weight[:, :, 0, 0], layer.project.bias
+        expected = torch.einsum("oc,bchw->bohw", weight, expected) + bias[:, None, None]
     assert torch.allclose(layer(x), expected, atol=1e-6)
 
 
@@ -211,12 +205,13 @@ def test_initialise_follows_its_rules():
         nn.Conv2d(8, 16, 3), nn.Linear(30, 50), nn.Conv2d(4, 4, 1, bias=False), Attention(64, 4)
     )
     initialise(model)
-    for part, fans in (
-        (model[0], (8 * 9, 16 * 9)),
-        (model[1], (30, 50)),
-        (model[2], (4, 4)),
-        (model[3].project_in, (64, 192)),
-    ):
+    fans_of = {
+        model[0]: (8 * 9, 16 * 9),
+        model[1]: (30, 50),
+        model[2]: (4, 4),
+        model[3].project_in: (64, 192),
+    }
+    for part, fans in fans_of.items():
         bound = math.sqrt(6 / sum(fans))
         assert 0.8 * bound < part.weight.abs().max() <= bound
         assert part.weight.numel() < 100 or abs(part.weight.std() / (bound / math.sqrt(3)) - 1) < 0.05
@@ -271,15 +266,13 @@ def test_spectral_term_finds_the_largest_singular_value(out, channels, kernel, s
     rows = weight.permute(1, 2, 3, 0).reshape(-1, out)
     u, _, v = torch.linalg.svd(rows, full_matrices=False)
     spread = torch.linspace(2, 0.5, v.shape[0])  # well apart, so that few rounds are enough
-    layer.weight.data.copy_(
-        (u @ torch.diag(spread) @ v).view(channels, kernel, kernel, out).permute(3, 0, 1, 2)
-    )
+    matrix = u @ torch.diag(spread) @ v
+    layer.weight.data.copy_(matrix.view(channels, kernel, kernel, out).permute(3, 0, 1, 2))
     term = SpectralTerm(layer, factor=3.0)
     for _ in range(200):
         value = term(layer.weight)
-    assert torch.allclose(
-        value, 3 * torch.linalg.svdvals(layer.weight.permute(1, 2, 3, 0).reshape(-1, out))[0], rtol=1e-3
-    )
+    exact = torch.linalg.svdvals(layer.weight.permute(1, 2, 3, 0).reshape(-1, out))[0]
+    assert torch.allclose(value, 3 * exact, rtol=1e-3)
 
 
 def test_spectral_terms_gradient_is_that_of_the_singular_value():
