@@ -1,27 +1,34 @@
 """Models on the Hugging Face hub: fetched, published, described by a card."""
 
+import dataclasses
+import json
 import tempfile
 import typing
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi, ModelCardData, snapshot_download
 
-from ..core import CfvaeError, count_parameters
+from ..core import CfvaeError, config_to_dict, count_parameters
 from ..pipeline import LatentVAEPipeline
+from ..pretrained import PretrainedConfig
+from ..recipes import Recipe
+from .callbacks import read_log
+
+# --- there and back
 
 
 def fetch_from_hub(
     repo_id: str,  # owner/name
 ) -> Path:
-    "The local copy of a pipeline on the Hugging Face hub. Only JSON and safetensors are fetched. Raises `CfvaeError` where it cannot be had."
-    from huggingface_hub import snapshot_download
+    """The local copy of a pipeline on the Hugging Face hub. Only JSON and safetensors are fetched.
 
+    Raises `CfvaeError` where it cannot be had."""
     try:
         return Path(snapshot_download(repo_id, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # no network, no such model, no permission
-        reason = str(error).strip().partition("\n")[0][:200]
         raise CfvaeError(
-            f"the Hugging Face hub gave no model {repo_id} (is there a network?): {type(error).__name__}: {reason}"
+            f"the Hugging Face hub gave no model {repo_id} (is there a network?): {_reason(error)}"
         ) from error
 
 
@@ -42,28 +49,36 @@ def publish(
     """Publish a pipeline in half precision on the Hugging Face hub; returns its address.
 
     Raises `CfvaeError` where the hub refuses or cannot be reached."""
-    from huggingface_hub import HfApi
-
     api = HfApi(token=token)
+    message = "Pipeline in half precision, with its card"
     with tempfile.TemporaryDirectory() as folder:
         pipe.save_pretrained(folder, torch.float16, card)
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
-            message = "Pipeline in half precision, with its card"
             api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
         except Exception as error:  # no network, no token, no permission, a name that is not allowed
-            reason = str(error).strip().partition("\n")[0][:200]
             raise CfvaeError(
-                f"{repo_id} could not be published ({type(error).__name__}: {reason}): "
+                f"{repo_id} could not be published ({_reason(error)}): "
                 "check the network, the name, and `hf auth whoami`"
             ) from error
     return f"https://huggingface.co/{repo_id}"
 
 
-_CARD = """
+def _reason(error: Exception) -> str:
+    first_line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first_line[:200]}"
+
+
+# --- the card of a model
+
+_CARD = """---
+{head}
+---
+
 # {title}
 
-{sizes} One network evaluation draws one image. Made with [cfvae](https://github.com/cfvae/cfvae), which follows P2 ([arXiv 2303.13714](https://arxiv.org/abs/2303.13714)).
+{sizes} One network evaluation draws one image.
+Made with [cfvae](https://github.com/cfvae/cfvae), which follows P2 ([arXiv 2303.13714](https://arxiv.org/abs/2303.13714)).
 
 ```python
 from cfvae.runs import hub
@@ -97,39 +112,127 @@ def model_card(
     limits: str,  # what it is not good for
     repo_id: str = "owner/name",  # where it will be found
 ) -> str:
-    "The text of a model card (README.md): what a reader has to know before using a model, with a head that the hub reads."
-    from huggingface_hub import ModelCardData
-
-    size, vae = pipe.autoencoder.config.size, pipe.vae.config
+    "The text of a model card (README.md): what a reader has to know before using a model."
     head = ModelCardData(
         library_name="cfvae",
         pipeline_tag="unconditional-image-generation",
         tags=["vae", "hierarchical-vae", "latent", "pytorch"],
-    ).to_yaml()
-    names = (
-        f"; {len(pipe.classes)} classes: {', '.join(pipe.classes[:12])}{' and others' if len(pipe.classes) > 12 else ''}"
-        if pipe.classes
-        else ""
     )
-    sizes = (
-        f"A hierarchical VAE of {sum(vae.layers)} stochastic layers on the {' x '.join(map(str, pipe.autoencoder.config.latent_shape))} codes of an autoencoder, for images of "
-        f"{size} x {size} pixels ({count_parameters(pipe.vae) / 1e6:.2f} M parameters{names})."
-    )
-    table = (
-        "\n".join(
-            ["| what | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in figures.items())]
-        )
-        if figures
-        else "Nothing was measured."
-    )
-    body = _CARD.format(
+    return _CARD.format(
+        head=head.to_yaml(),
         title=repo_id.split("/")[-1],
-        sizes=sizes,
+        sizes=_sizes(pipe),
         repo_id=repo_id,
         call="labels=[0]" if pipe.classes else "n=1",
         data=data,
         recipe=recipe,
-        figures=table,
+        figures=_table(figures),
         limits=limits,
     )
-    return f"---\n{head}\n---\n{body}"
+
+
+def _sizes(pipe: LatentVAEPipeline) -> str:
+    layers = sum(pipe.vae.config.layers)
+    codes = " x ".join(map(str, pipe.autoencoder.config.latent_shape))
+    size = pipe.autoencoder.config.size
+    millions = count_parameters(pipe.vae) / 1e6
+    names = ""
+    if pipe.classes:
+        others = " and others" if len(pipe.classes) > 12 else ""
+        names = f"; {len(pipe.classes)} classes: {', '.join(pipe.classes[:12])}{others}"
+    return (
+        f"A hierarchical VAE of {layers} stochastic layers on the {codes} codes of an autoencoder, "
+        f"for images of {size} x {size} pixels ({millions:.2f} M parameters{names})."
+    )
+
+
+def _table(figures: typing.Mapping[str, str]) -> str:
+    if not figures:
+        return "Nothing was measured."
+    lines = [f"| {name} | {value} |" for name, value in figures.items()]
+    return "\n".join(["| what | value |", "|---|---|", *lines])
+
+
+# --- the card of a run
+
+
+def run_card(
+    folder: str | Path,  # a run folder with a model
+    repo_id: str = "owner/name",  # where it will be published
+) -> str:
+    """The model card of a run, filled in from its recipe, its log and, where it has one, its report.json.
+
+    Raises `CfvaeError` where there is no model yet."""
+    from .folder import load_model, load_recipe  # not above: a run folder may name a model on the hub
+
+    folder = Path(folder)
+    recipe = _public(load_recipe(folder))
+    pipe = load_model(folder)
+    report = _read_json(folder / "report.json")
+
+    limits = (
+        "It knows nothing but images like those it was trained on. "
+        "Guidance makes samples more typical of their class and less varied."
+    )
+    if not report:
+        limits += " Nobody has measured the quality of its samples yet: `cfvae report` does."
+    figures = _run_figures(recipe, read_log(folder / "vae" / "log.jsonl"), report)
+    images = _read_json(folder / "data.json").get("images", "an unknown number of")
+    return model_card(pipe, _run_data(recipe, images), _run_recipe(recipe), figures, limits, repo_id)
+
+
+def _read_json(path: Path) -> dict[str, typing.Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _public(recipe: Recipe) -> Recipe:
+    "A recipe for others to read: of the folders of this machine only the last name."
+    kind, _, place = recipe.data.partition(":")
+    if kind in ("folder", "tiny-imagenet"):
+        recipe = dataclasses.replace(recipe, data=f"{kind}:{Path(place).name}")
+    first = recipe.autoencoder
+    if isinstance(first, PretrainedConfig):
+        source = Path(first.source)
+        if source.is_absolute() or source.is_dir():
+            named = dataclasses.replace(first, source=source.name)
+            recipe = dataclasses.replace(recipe, autoencoder=named)
+    return recipe
+
+
+def _run_data(recipe: Recipe, images: int | str) -> str:
+    size = recipe.autoencoder.size
+    mirrored = ", with their mirror images" if recipe.flip else ""
+    return (
+        f"`{recipe.data}`, {images} training images of {size} x {size} pixels{mirrored}. "
+        "The licence is that of the data."
+    )
+
+
+def _run_recipe(recipe: Recipe) -> str:
+    one = recipe.autoencoder_training
+    two = recipe.vae_training
+    if isinstance(recipe.autoencoder, PretrainedConfig):
+        first = f"pretrained ({recipe.autoencoder.source})"
+    else:
+        first = f"{one.steps:,} steps of {one.batch_size}"
+    settings = json.dumps(config_to_dict(recipe))
+    return (
+        f"Preset `{recipe.name}`, seed {two.seed}. Stage one: {first}. "
+        f"Stage two: {two.steps:,} steps of {two.batch_size}. All settings:\n\n```json\n{settings}\n```"
+    )
+
+
+def _run_figures(recipe: Recipe, log: list[dict], report: dict[str, typing.Any]) -> dict[str, str]:
+    "What log and report tell, in the words of the card."
+    figures = {}
+    if log:
+        last = log[-1]
+        steps = f"{last['step']:,} of {recipe.vae_training.steps:,}"
+        figures["steps of stage two"] = f"{steps}, {last['skipped']} skipped"
+    for name, value in report.get("psnr", {}).items():
+        images = report["run"]["held_out_images"]
+        what = f"peak signal-to-noise ratio, {name.replace('_', ' ')}"
+        figures[what] = f"{value:.1f} dB on {images} held-out images"
+    for name, value in report.get("class_accuracy", {}).items():
+        figures[f"recognised as their class: {name}"] = f"{value:.1%}"
+    return figures

@@ -13,8 +13,7 @@ from cfvae.core import CfvaeError, make_generator, seed_everything
 from cfvae.guidance import Guidance
 from cfvae.hvae import HierarchicalVAE, HierarchicalVAEConfig
 from cfvae.latents import LatentScaler
-from cfvae.pipeline import LatentVAEPipeline, find_model
-from cfvae.runs.hub import model_card
+from cfvae.pipeline import LatentVAEPipeline
 from cfvae.pretrained import describe_pretrained, load_pretrained
 
 CLASSES = ("cat", "dog", "<owl> & co")
@@ -289,89 +288,6 @@ def test_pixels_as_first_stage(tmp_path):
     assert torch.equal(
         draw(again, n=3, generator=make_generator(0)), draw(pixels, n=3, generator=make_generator(0))
     )
-
-
-# --- the hub and the card
-
-CARD = {
-    "data": "twelve cats",
-    "recipe": "patience",
-    "figures": {"recognised": "91.5 %, n = 1000"},
-    "limits": "no dogs",
-}
-
-
-def test_the_card_says_what_was_told(pipe, tmp_path):
-    card = model_card(pipe, **CARD, repo_id="me/cats")
-    _, head, body = card.split("---\n", 2)
-    assert "library_name: cfvae" in head and body.index("## Data") < body.index("twelve cats") < body.index(
-        "## Recipe"
-    ) < body.index("patience")
-    assert (
-        "| recognised | 91.5 %, n = 1000 |" in body
-        and "no dogs" in body
-        and 'from_pretrained("me/cats")' in body
-        and "cat, dog" in body
-    )
-    assert "Nothing was measured." in model_card(pipe, **(CARD | {"figures": {}}))
-    pipe.save_pretrained(tmp_path, card=card)
-    assert (tmp_path / "README.md").read_text() == card and len(list(tmp_path.rglob("README.md"))) == 1
-
-
-def test_the_code_in_the_card_runs(pipe, tmp_path):
-    pipe.save_pretrained(tmp_path)
-    for each, folder in ((pipe, tmp_path), (build(()), tmp_path / "free")):
-        each.save_pretrained(folder)
-        code = model_card(each, **CARD, repo_id=str(folder)).split("```python")[1].split("```")[0]
-        space = {}
-        exec(code, space)
-        assert len(space["images"]) == 1
-
-
-def test_published_and_fetched(pipe, tmp_path, monkeypatch):
-    "The hub is played by a folder; what would be uploaded is what comes back."
-    hub = tmp_path / "hub"
-
-    class Api:
-        def __init__(self, token=None):
-            self.token = token
-
-        def create_repo(self, repo_id, private, exist_ok):
-            assert (repo_id, private, exist_ok, self.token) == ("me/cats", True, True, "secret")
-
-        def upload_folder(self, repo_id, folder_path, commit_message):
-            shutil.copytree(folder_path, hub)
-
-    def snapshot_download(repo_id, allow_patterns):
-        assert repo_id == "me/cats" and allow_patterns == [
-            "*.json",
-            "*.safetensors",
-        ]  # never code, never pickles
-        return str(hub)
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    card = model_card(pipe, **CARD, repo_id="me/cats")
-    assert pipe.push_to_hub("me/cats", card, private=True, token="secret") == "https://huggingface.co/me/cats"
-    assert (hub / "README.md").read_text() == card
-    again = LatentVAEPipeline.from_pretrained("me/cats")
-    assert again.classes == CLASSES and torch.allclose(
-        draw(again, [0], eps=pipe.vae.noise(1, make_generator(0))),
-        draw(pipe, [0], eps=pipe.vae.noise(1, make_generator(0))),
-        atol=0.05,
-    )
-    assert find_model("hub:me/cats") == hub
-
-
-def test_no_hub(pipe, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CfvaeError, match="me/cats could not be published"):
-        pipe.push_to_hub("me/cats", "a card", token="secret")
-    for action in (lambda: LatentVAEPipeline.from_pretrained("me/cats"), lambda: find_model("hub:me/cats")):
-        with pytest.raises(CfvaeError, match="gave no model me/cats"):
-            action()
-    with pytest.raises(CfvaeError, match="holds no pipeline"):
-        LatentVAEPipeline.from_pretrained("just-a-name")  # no owner: never looked up in the network
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
