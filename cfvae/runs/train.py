@@ -7,8 +7,7 @@ import copy
 from cfvae.core import check, get_device, make_generator, seed_everything
 from pathlib import Path
 from cfvae.runs.callbacks import JsonLog, PictureLog, ProgressBar, TensorBoardLog, TimeLimit
-from cfvae.training import TrainingConfig, TrainingState, fit
-from accelerate import PartialState
+from cfvae.training import TrainingConfig, TrainingState, fit, join_processes
 
 from ..autoencoder import Autoencoder
 from ..autoencoder_loss import first_stage, first_stage_loss, the_autoencoder
@@ -172,10 +171,8 @@ def train(
     extra = [signals] + ([TimeLimit(max_minutes)] if max_minutes is not None else [])
     for config in (recipe.autoencoder_training, recipe.vae_training):
         get_device(config.device)  # complain before anything is written
-    out, processes = (
-        Path(out),
-        PartialState(cpu=recipe.vae_training.device == "cpu" or not torch.cuda.is_available()),
-    )
+    out = Path(out)
+    processes = join_processes(recipe.vae_training.device)
     refuse_begun(out, resume)  # before the images are opened, which may take long
     with processes.main_process_first():  # the first process decodes the images, the others find them decoded
         dataset = open_dataset(data, recipe.autoencoder.size) if isinstance(data, str) else data

@@ -13,12 +13,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from torch import nn
 
 from cfvae.autoencoder import Autoencoder, AutoencoderConfig, reconstruction_loss
 from cfvae.core import CfvaeError, config_from_dict, config_to_dict, make_generator, randn, seed_everything
 from cfvae.data import Shapes
+from cfvae import training
 from cfvae.training import (
     Callback,
     StopTraining,
@@ -29,15 +29,7 @@ from cfvae.training import (
     fit,
     learning_rate,
 )
-from cfvae.runs.callbacks import (
-    JsonLog,
-    PictureLog,
-    ProgressBar,
-    TensorBoardLog,
-    TimeLimit,
-    plain_metrics,
-    read_log,
-)
+from cfvae.runs.callbacks import plain_metrics, read_log
 
 DATA = Shapes(24, size=8)
 LOSS = reconstruction_loss()
@@ -55,7 +47,7 @@ def config(**changes) -> TrainingConfig:
 
 
 def noisy_loss(model, batch, generator, step):
-    x = batch[0] + 0.1 * randn(batch[0].shape, generator)
+    x = batch[0] + 0.1 * randn(batch[0].shape, generator, batch[0].device)
     return (model(x) - batch[0]).square().mean(), {}
 
 
@@ -64,7 +56,7 @@ def poisoned(bad_calls, value=math.nan):
     calls = iter(range(10**9))
 
     def loss_fn(model, batch, generator, step):
-        loss, metrics = LOSS(model, batch, generator)
+        loss, metrics = LOSS(model, batch, generator, step)
         return loss * (value if next(calls) in bad_calls else 1.0), metrics
 
     return loss_fn
@@ -123,6 +115,8 @@ class Recorder(Callback):
         ({"betas": (0.9, 1.0)}, "betas"),
         ({"max_skipped": 0}, "max_skipped"),
         ({"log_every": 0}, "log_every"),
+        ({"final_learning_rate": -1.0}, "final_learning_rate is -1.0"),
+        ({"skip_norm": math.nan}, "skip_norm is nan"),
     ],
 )
 def test_bad_configs_name_the_field(fields, message):
@@ -222,7 +216,7 @@ def test_noise_differs_between_steps():
 
     def loss_fn(model, batch, generator, step):
         drawn.append(randn((3,), generator))
-        return LOSS(model, batch, generator)
+        return LOSS(model, batch, generator, step)
 
     fit(new_model(), DATA, loss_fn, config(steps=3))
     assert len({tuple(d.tolist()) for d in drawn}) == 3
@@ -274,8 +268,14 @@ def test_the_model_is_trained_in_place_and_left_ready_for_use():
     model = new_model()
     before = copy.deepcopy(model.state_dict())
     modes = []
-    state = fit(model, DATA, lambda m, b, g: (modes.append(m.training), LOSS(m, b, g))[1], config())
-    assert state.model is model and not model.training and all(modes)
+
+    def loss_fn(model, batch, generator, step):
+        modes.append(model.training)
+        return LOSS(model, batch, generator, step)
+
+    state = fit(model, DATA, loss_fn, config())
+    assert state.model is model and all(modes)
+    assert not any(module.training for module in (*model.modules(), *state.ema.modules()))
     assert not torch.equal(before["encoder.1.weight"], model.state_dict()["encoder.1.weight"])
     assert state.step == 4 and state.skipped == 0
 
@@ -290,7 +290,7 @@ def test_bf16_gives_a_finite_loss_and_keeps_weights_in_float32():
 
     def loss_fn(model, batch, generator, step):
         inside.append(torch.is_autocast_enabled("cpu"))
-        return LOSS(model, batch, generator)
+        return LOSS(model, batch, generator, step)
 
     state = fit(new_model(), DATA, loss_fn, config(precision="bf16", steps=8, learning_rate=1e-2), [watch])
     losses = [m["loss"] for m in watch.metrics]
@@ -298,18 +298,51 @@ def test_bf16_gives_a_finite_loss_and_keeps_weights_in_float32():
     assert {p.dtype for p in state.model.parameters()} == {torch.float32}
     fit(new_model(), DATA, loss_fn, config(precision="fp32", steps=1))
     assert inside[-1] is False  # a second run in the same process gets its own precision
-    assert bf16_is_fast(torch.device("cpu")) in (True, False)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu():
+    fit(new_model(), DATA, noisy_loss, config(device="cpu", precision="auto"))  # in the same process
     state = fit(new_model(), DATA, noisy_loss, config(device="cuda", precision="auto"))
     assert next(state.model.parameters()).is_cuda and state.skipped == 0
+    last = torch.cuda.device_count() - 1
+    state = fit(new_model(), DATA, noisy_loss, config(device=f"cuda:{last}"))
+    assert next(state.model.parameters()).device == torch.device("cuda", last)
 
 
 def test_asking_for_a_gpu_that_is_not_there_is_an_error():
     with pytest.raises(CfvaeError, match="cuda:99"):
         fit(new_model(), DATA, LOSS, config(device="cuda:99"))
+
+
+def test_the_device_is_the_one_of_the_config():
+    state = training._begin(new_model(), config(device="meta", optimizer="adamax"))
+    assert {p.device.type for p in state.model.parameters()} == {"meta"}
+    state = training._begin(new_model(), config(device="cpu"))  # afterwards, in the same process
+    assert {p.device.type for p in state.model.parameters()} == {"cpu"}
+
+
+def test_bf16_only_where_the_hardware_has_it(monkeypatch):
+    for fast in (True, False):
+        monkeypatch.setattr(training, "bf16_is_fast", lambda device, fast=fast: fast)
+        with training._autocast(config(precision="auto"), torch.device("cpu")):
+            assert torch.is_autocast_enabled("cpu") is fast
+    assert not bf16_is_fast(torch.device("meta"))
+
+
+def test_metrics_are_means_over_the_parts():
+    def loss_fn(model, batch, generator, step):
+        x = batch[0]
+        loss, _ = LOSS(model, batch, generator, step)
+        return loss, {"pixel": x.mean(), "channels": x.mean((0, 2, 3)), "half": 0.5}
+
+    whole, split = Recorder(), Recorder()
+    fit(new_model(), DATA, loss_fn, config(), [whole])
+    fit(new_model(), DATA, loss_fn, config(accumulate=4), [split])
+    for one, four in zip(whole.metrics, split.metrics, strict=True):
+        assert four["pixel"] == pytest.approx(one["pixel"], abs=1e-6)
+        assert four["channels"] == pytest.approx(one["channels"], abs=1e-6)
+        assert four["half"] == one["half"] == 0.5
 
 
 # --- skipping
@@ -354,6 +387,14 @@ def test_long_gradients_are_skipped_from_skip_from_on():
     assert watch.metrics[1]["gradient_norm"] > 100  # as long as the one skipped, but early
 
 
+@pytest.mark.parametrize("step, norm, skipped", [(1, 9.0, False), (2, 9.0, True), (2, 8.9, False)])
+def test_both_limits_belong_to_what_is_skipped(step, norm, skipped):
+    state = TrainingState(new_model(), config(skip_norm=9.0, skip_from=2))
+    LOSS(state.model, DATA.batch(range(4)), None, 0)[0].backward()
+    state.step = step
+    assert training._update(state, norm) is skipped
+
+
 def test_too_many_in_a_row_end_the_run_with_advice():
     watch = Recorder()
     with pytest.raises(
@@ -383,7 +424,7 @@ def test_callbacks_are_called_in_order_and_at_the_end_of_a_stopped_run():
 def test_on_end_is_called_where_the_loss_fails():
     watch = Recorder()
 
-    def broken(model, batch, generator):
+    def broken(model, batch, generator, step):
         raise RuntimeError("broken loss")
 
     with pytest.raises(RuntimeError, match="broken loss"):
@@ -402,125 +443,57 @@ def test_where_on_start_fails_only_those_that_began_are_ended():
     assert before.events == ["start", "end"] and refuses.events == after.events == []
 
 
-def test_a_time_limit_stops_the_run():
-    state = fit(new_model(), DATA, LOSS, config(steps=50), [TimeLimit(1e-9)])
-    assert state.step == 1
-    with pytest.raises(CfvaeError, match="max-minutes is 0"):
-        TimeLimit(0)
-
-
-def test_log_lines(tmp_path):
-    path = tmp_path / "run" / "log.jsonl"
-    fit(new_model(), DATA, LOSS, config(steps=7, log_every=3), [JsonLog(path)])
-    lines = read_log(path)
-    assert [line["step"] for line in lines] == [3, 6, 7]
-    assert {
-        "loss",
-        "psnr",
-        "l1",
-        "gradient_norm",
-        "learning_rate",
-        "skipped",
-        "examples_per_second",
-    } <= lines[0].keys()
-    fit(new_model(), DATA, LOSS, config(steps=2, log_every=1), [JsonLog(path)])
-    assert [line["step"] for line in read_log(path)] == [1, 2]  # a new run begins a new log
-
-
-def test_resuming_drops_lines_beyond_the_resumed_step(tmp_path):
-    path, watch = tmp_path / "log.jsonl", Recorder()
-    fit(new_model(), DATA, LOSS, config(steps=6, log_every=1), [watch, JsonLog(path)])
-    first = read_log(path)
-    with path.open("a") as file:
-        file.write('{"step": 7, "lo')  # cut off by a crash
-
-    class Resume(Callback):
-        def on_start(self, state):
-            state.load_state_dict(watch.states[3])
-
-    fit(new_model(), DATA, LOSS, config(steps=6, log_every=1), [Resume(), JsonLog(path)])
-    second = read_log(path)
-    assert [line["step"] for line in second] == [1, 2, 3, 4, 5, 6]
-    assert second[:4] == first[:4] and [line["loss"] for line in second] == [line["loss"] for line in first]
-
-
-def test_reading_an_absent_or_damaged_log(tmp_path):
-    assert read_log(tmp_path / "none.jsonl") == []
-    (tmp_path / "cut.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert read_log(tmp_path / "cut.jsonl") == [{"step": 1}, {"step": 2}]
-
-
-def test_pictures_come_from_the_averaged_weights(tmp_path):
-    drawn = []
-
-    def draw(model):
-        drawn.append((model, model.training, torch.is_grad_enabled()))
-        return torch.zeros(2, 3, 8, 8)
-
-    state = fit(
-        new_model(), DATA, LOSS, config(steps=5, sample_every=2), [PictureLog(tmp_path, draw, columns=2)]
-    )
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "step-00000002.png",
-        "step-00000004.png",
-        "step-00000005.png",
-    ]
-    assert all(d == (state.ema.module, False, False) for d in drawn)
-    assert Image.open(tmp_path / "step-00000005.png").size == (22, 12)
-
-
-def test_progress_bar_and_tensorboard_take_scalars_and_lists(tmp_path, capsys):
-    def loss_fn(model, batch, generator, step):
-        return LOSS(model, batch, generator)[0], {"rates": torch.tensor([1.0, 2.0])}
-
-    fit(
-        new_model(),
-        DATA,
-        loss_fn,
-        config(steps=2, log_every=1),
-        [ProgressBar("a title"), TensorBoardLog(tmp_path)],
-    )
-    assert "a title" in capsys.readouterr().err
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(tmp_path)).Reload()
-    assert {"loss", "rates/00", "rates/01"} <= set(events.Tags()["scalars"])
-    assert [e.value for e in events.Scalars("rates/01")] == [2.0, 2.0]
-
-
-def test_plain_metrics_are_json():
-    metrics = {"loss": torch.tensor(1.5), "rates": torch.tensor([1.0, 2.0]), "skipped": False}
-    assert json.loads(json.dumps(plain_metrics(metrics))) == {
-        "loss": 1.5,
-        "rates": [1.0, 2.0],
-        "skipped": False,
-    }
-
-
 # --- several processes
 
 SCRIPT = """
-import sys, torch
+import datetime, os, sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 from test_training import DATA, LOSS, Recorder, config, new_model
-from cfvae.core import seed_everything
+from cfvae.core import CfvaeError, randn
 from cfvae.training import Callback, StopTraining, fit
 from cfvae.runs.callbacks import JsonLog
-import os
 
-rank = int(os.environ.get("RANK", 0))
+out = sys.argv[2]
+rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+begin, patience, noise = torch.distributed.init_process_group, [], []
+
+def recorded(*arguments, **options):
+    patience.append(options["timeout"])
+    begin(*arguments, **options)
+
+torch.distributed.init_process_group = recorded
 
 class StopInTheLast(Callback):
     def on_step(self, state, metrics):
-        if state.step == 4 and rank == int(os.environ.get("WORLD_SIZE", 1)) - 1:
+        if state.step == 4 and rank == world - 1:
             raise StopTraining  # the others have to follow, not to wait
 
-model, watch = new_model(), Recorder()
-if rank == 1:
-    torch.nn.init.constant_(model.encoder[1].bias, 5.0)  # the main process's weights count
-state = fit(model, DATA, LOSS, config(steps=9, log_every=1), [watch, JsonLog(sys.argv[2] + ".jsonl"), StopInTheLast()])
-torch.save({"model": state.model.state_dict(), "ema": state.ema.state_dict(), "step": state.step, "metrics": watch.metrics}, f"{sys.argv[2]}-{rank}.pt")
+def loss_fn(model, batch, generator, step):
+    noise.append(randn((3,), generator))  # drawn, not used: a noisy loss is another one in every process
+    loss, metrics = LOSS(model, batch, generator, step)
+    return loss, {**metrics, "pixels": batch[0].mean((0, 2, 3)), "plain": 0.5}
+
+complaint = ""
+try:
+    if world > 1:
+        fit(new_model(), DATA, loss_fn, config(batch_size=4, accumulate=4))
+except CfvaeError as error:
+    complaint = str(error)
+assert not noise  # refused before the first step
+
+results = []
+for changes in ({}, {"accumulate": 2}, {"precision": "bf16"}):  # one after the other, in the same processes
+    model, watch = new_model(), Recorder()
+    if rank == 1:
+        torch.nn.init.constant_(model.encoder[1].bias, 5.0)  # the main process's weights count
+    callbacks = [watch, JsonLog(out + ".jsonl"), StopInTheLast()]
+    state = fit(model, DATA, loss_fn, config(steps=9, log_every=1, **changes), callbacks)
+    results.append({"model": state.model.state_dict(), "ema": state.ema.state_dict(), "step": state.step})
+    results[-1]["metrics"] = watch.metrics
+
+waits = [time / datetime.timedelta(hours=1) for time in patience]
+torch.save({"results": results, "complaint": complaint, "waits": waits, "noise": noise}, f"{out}-{rank}.pt")
 """
 
 
@@ -568,21 +541,47 @@ def _run_processes(folder: Path, world: int) -> list[dict]:
     return [torch.load(folder / f"of{world}-{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-def test_two_processes_train_like_one(tmp_path):
-    [one], two = _run_processes(tmp_path, 1), _run_processes(tmp_path, 2)
-    for got in two:
-        assert got["step"] == one["step"] == 4
-        for name in ("loss", "gradient_norm", "learning_rate"):
-            assert [m[name] for m in got["metrics"]] == pytest.approx(
-                [m[name] for m in one["metrics"]], abs=1e-5
-            )
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory) -> tuple[Path, dict, list[dict]]:
+    "The folder, what one process found, and what two of them found."
+    folder = tmp_path_factory.mktemp("processes")
+    [one] = _run_processes(folder, 1)
+    return folder, one, _run_processes(folder, 2)
+
+
+@pytest.mark.parametrize(
+    "run, tolerance", [(0, 1e-5), (1, 1e-5), (2, 1e-2)], ids=["fp32", "in parts", "bf16"]
+)
+def test_two_processes_train_like_one(processes, run, tolerance):
+    folder, one, two = processes
+    expected = one["results"][run]
+    assert expected["step"] == 4
+    for rank in range(2):
+        result = two[rank]["results"][run]
+        assert result["step"] == 4
+        for name in ("loss", "l1", "pixels", "plain", "gradient_norm", "learning_rate"):
+            for ours, theirs in zip(result["metrics"], expected["metrics"], strict=True):
+                assert ours[name] == pytest.approx(theirs[name], abs=tolerance), name
         for part in ("model", "ema"):
-            for name, value in one[part].items():
-                assert torch.allclose(got[part][name].double(), value.double(), atol=1e-5), (part, name)
-    assert_same(two[0]["model"], two[1]["model"])
-    assert [line["step"] for line in read_log(tmp_path / "of2.jsonl")] == [
-        line["step"] for line in read_log(tmp_path / "of1.jsonl")
-    ]
+            for name, value in expected[part].items():
+                other = result[part][name].double()
+                assert torch.allclose(other, value.double(), atol=tolerance), (part, name)
+    assert_same(two[0]["results"][run]["model"], two[1]["results"][run]["model"])
+    lines = [[line["step"] for line in read_log(folder / f"of{world}.jsonl")] for world in (1, 2)]
+    assert lines[0] == lines[1] == [1, 2, 3, 4]
+
+
+def test_processes_draw_their_own_noise_and_wait_for_each_other_for_hours(processes):
+    _, one, two = processes
+    assert not any(torch.equal(a, b) for a, b in zip(two[0]["noise"], two[1]["noise"], strict=True))
+    assert torch.equal(torch.stack(one["noise"]), torch.stack(two[0]["noise"]))
+    assert one["waits"] == [] and all(len(each["waits"]) == 1 and each["waits"][0] > 5 for each in two)
+
+
+def test_parts_that_cannot_be_equal_are_refused(processes):
+    for each in processes[2]:
+        assert "batch_size 4 cannot be divided equally among 2 processes" in each["complaint"]
+        assert "4 parts each (accumulate): use a multiple of 8" in each["complaint"]
 
 
 def test_generators_differ_between_processes():
