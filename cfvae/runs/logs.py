@@ -1,0 +1,119 @@
+"""The numbers of a run, kept: one line of JSON per entry, or TensorBoard."""
+
+import json
+import time
+import typing
+from pathlib import Path
+
+import torch
+
+from ..training import Callback, Metrics, TrainingState
+
+
+def plain_metrics(
+    metrics: Metrics,  # values may be tensors
+) -> dict[str, typing.Any]:
+    "The metrics as numbers and lists, ready for JSON."
+    plain = {}
+    for name, value in metrics.items():
+        plain[name] = value.tolist() if torch.is_tensor(value) else value
+    return plain
+
+
+class Speed:
+    "How fast a run goes now: examples per second since it was last asked."
+
+    def __init__(
+        self,
+        state: TrainingState,  # at the start
+    ) -> None:
+        self.step = state.step
+        self.time = time.monotonic()
+
+    def since_last(
+        self,
+        state: TrainingState,  # now
+    ) -> float:
+        "Examples per second since the last call, or since the start."
+        now = time.monotonic()
+        steps = state.step - self.step
+        seconds = max(now - self.time, 1e-9)
+        self.step = state.step
+        self.time = now
+        return steps * state.config.batch_size / seconds
+
+
+class JsonLog(Callback):
+    """Appends one JSON object per `log_every` steps to a file.
+    On resuming, lines beyond the resumed step are dropped, so it stands after the `Checkpointer`."""
+
+    def __init__(
+        self,
+        path: str | Path,  # the file, usually log.jsonl
+    ) -> None:
+        self.path = Path(path)
+
+    def on_start(self, state: TrainingState) -> None:
+        if not state.is_main:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        earlier = read_log(self.path) if state.step else []
+        kept = [json.dumps(line) + "\n" for line in earlier if line["step"] <= state.step]
+        self.path.write_text("".join(kept), encoding="utf-8")
+        self.speed = Speed(state)
+
+    def on_step(self, state: TrainingState, metrics: Metrics) -> None:
+        is_due = state.step % state.config.log_every == 0 or state.step == state.config.steps
+        if state.is_main and is_due:
+            line = {"step": state.step, **plain_metrics(metrics)}
+            line["skipped"] = state.skipped
+            line["examples_per_second"] = round(self.speed.since_last(state), 1)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def read_log(
+    path: str | Path,  # a file that JsonLog wrote
+) -> list[dict[str, typing.Any]]:
+    "The lines of a log, oldest first, without one that a crash cut off; an absent file is an empty log."
+    path = Path(path)
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class TensorBoardLog(Callback):
+    "The same numbers for TensorBoard."
+
+    def __init__(
+        self,
+        folder: str | Path,  # where TensorBoard will look
+    ) -> None:
+        self.folder = Path(folder)
+
+    def on_start(self, state: TrainingState) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer: SummaryWriter | None = None
+        if state.is_main:
+            self.writer = SummaryWriter(str(self.folder), purge_step=state.step or None)
+
+    def on_step(self, state: TrainingState, metrics: Metrics) -> None:
+        if self.writer is None or state.step % state.config.log_every != 0:
+            return
+        for name, value in plain_metrics(metrics).items():
+            if isinstance(value, list):
+                for i, number in enumerate(value):
+                    self.writer.add_scalar(f"{name}/{i:02d}", number, state.step)
+            else:
+                self.writer.add_scalar(name, value, state.step)
+
+    def on_end(self, state: TrainingState) -> None:
+        if self.writer is not None:
+            self.writer.close()

@@ -1,0 +1,563 @@
+"What watches a run: logs, pictures, the clock, signals; a run that is killed ends equal to the last bit."
+
+import copy
+import dataclasses
+import errno
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from cfvae.autoencoder import Autoencoder, AutoencoderConfig, reconstruction_loss
+from cfvae.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
+from cfvae.core import CfvaeError, seed_everything
+from cfvae.data import Shapes
+from cfvae.files.lock import FolderLock
+from cfvae.runs.callbacks import (
+    Checkpointer,
+    JsonLog,
+    PictureLog,
+    ProgressBar,
+    StopOnSignal,
+    TensorBoardLog,
+    TimeLimit,
+    plain_metrics,
+    read_log,
+)
+from cfvae.runs.logs import Speed
+from cfvae.training import Callback, StopTraining, TrainingConfig, TrainingState, fit
+
+# Children come from a server that has imported everything once: cheap, and without inherited threads.
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["cfvae.runs.callbacks", "cfvae.data", "torch._dynamo"])
+
+DATA = Shapes(24, size=8)
+LOSS = reconstruction_loss()
+CONFIG = TrainingConfig(steps=24, batch_size=4, learning_rate=1e-2, warmup=4, device="cpu", precision="fp32")
+
+
+def new_model() -> Autoencoder:
+    seed_everything(0)
+    return Autoencoder(AutoencoderConfig(size=8, widths=(8,), patch=2, groups=4, latent_channels=2))
+
+
+def config(**changes) -> TrainingConfig:
+    settings = {"steps": 4, "batch_size": 8, "warmup": 2, "precision": "fp32", "device": "cpu"}
+    return TrainingConfig(**{**settings, **changes})
+
+
+class Recorder(Callback):
+    def __init__(self):
+        self.states = []
+
+    def on_step(self, state, metrics):
+        self.states.append(copy.deepcopy(state.state_dict()))
+
+
+# ---------------------------------------------------------------- time, logs and pictures
+
+
+def test_a_time_limit_stops_the_run():
+    state = fit(new_model(), DATA, LOSS, config(steps=50), [TimeLimit(1e-9)])
+    assert state.step == 1
+    with pytest.raises(CfvaeError, match="max-minutes is 0"):
+        TimeLimit(0)
+
+
+def test_log_lines(tmp_path):
+    path = tmp_path / "run" / "log.jsonl"
+    fit(new_model(), DATA, LOSS, config(steps=7, log_every=3), [JsonLog(path)])
+    lines = read_log(path)
+    assert [line["step"] for line in lines] == [3, 6, 7]
+    assert {
+        "loss",
+        "psnr",
+        "l1",
+        "gradient_norm",
+        "learning_rate",
+        "skipped",
+        "examples_per_second",
+    } <= lines[0].keys()
+    fit(new_model(), DATA, LOSS, config(steps=2, log_every=1), [JsonLog(path)])
+    assert [line["step"] for line in read_log(path)] == [1, 2]  # a new run begins a new log
+
+
+def test_resuming_drops_lines_beyond_the_resumed_step(tmp_path):
+    path, watch = tmp_path / "log.jsonl", Recorder()
+    fit(new_model(), DATA, LOSS, config(steps=6, log_every=1), [watch, JsonLog(path)])
+    first = read_log(path)
+    with path.open("a") as file:
+        file.write('{"step": 7, "lo')  # cut off by a crash
+
+    class Resume(Callback):
+        def on_start(self, state):
+            state.load_state_dict(watch.states[3])
+
+    fit(new_model(), DATA, LOSS, config(steps=6, log_every=1), [Resume(), JsonLog(path)])
+    second = read_log(path)
+    assert [line["step"] for line in second] == [1, 2, 3, 4, 5, 6]
+    assert second[:4] == first[:4] and [line["loss"] for line in second] == [line["loss"] for line in first]
+
+
+def test_reading_an_absent_or_damaged_log(tmp_path):
+    assert read_log(tmp_path / "none.jsonl") == []
+    (tmp_path / "cut.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert read_log(tmp_path / "cut.jsonl") == [{"step": 1}, {"step": 2}]
+
+
+def test_pictures_come_from_the_averaged_weights(tmp_path):
+    drawn = []
+
+    def draw(model):
+        drawn.append((model, model.training, torch.is_grad_enabled()))
+        return torch.zeros(2, 3, 8, 8)
+
+    state = fit(
+        new_model(), DATA, LOSS, config(steps=5, sample_every=2), [PictureLog(tmp_path, draw, columns=2)]
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "step-00000002.png",
+        "step-00000004.png",
+        "step-00000005.png",
+    ]
+    assert all(d == (state.ema.module, False, False) for d in drawn)
+    assert Image.open(tmp_path / "step-00000005.png").size == (22, 12)
+
+
+def test_progress_bar_and_tensorboard_take_scalars_and_lists(tmp_path, capsys):
+    def loss_fn(model, batch, generator, step):
+        return LOSS(model, batch, generator, step)[0], {"rates": torch.tensor([1.0, 2.0])}
+
+    fit(
+        new_model(),
+        DATA,
+        loss_fn,
+        config(steps=2, log_every=1),
+        [ProgressBar("a title"), TensorBoardLog(tmp_path)],
+    )
+    assert "a title" in capsys.readouterr().err
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert {"loss", "rates/00", "rates/01"} <= set(events.Tags()["scalars"])
+    assert [e.value for e in events.Scalars("rates/01")] == [2.0, 2.0]
+
+
+def test_plain_metrics_are_json():
+    metrics = {"loss": torch.tensor(1.5), "rates": torch.tensor([1.0, 2.0]), "skipped": False}
+    assert json.loads(json.dumps(plain_metrics(metrics))) == {
+        "loss": 1.5,
+        "rates": [1.0, 2.0],
+        "skipped": False,
+    }
+
+
+def test_speed_is_that_since_the_last_line(monkeypatch):
+    clock = iter([10.0, 12.0, 22.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    state = TrainingState(new_model(), config(batch_size=8))
+    speed = Speed(state)
+    state.step = 4
+    assert speed.since_last(state) == 4 * 8 / 2
+    state.step = 9
+    assert speed.since_last(state) == 5 * 8 / 10
+
+
+# ---------------------------------------------------------------- helpers
+
+
+def in_child(target, *arguments) -> int:
+    "Run a function in a process of its own; returns its exit code, -9 after SIGKILL."
+    process = context.Process(target=target, args=arguments)
+    process.start()
+    process.join(300)
+    assert process.exitcode is not None, "the child hangs"
+    return process.exitcode
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def train(callbacks=(), config=CONFIG, width=4, loss=None):
+    "Train a model of a few hundred weights that needs noise, so that a wrong generator state would show."
+    torch.set_num_threads(1)
+    seed_everything(0)
+    model = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, 3, 3, padding=1))
+
+    def denoise(model, batch, generator, step):
+        noise = torch.randn(batch[0].shape, generator=generator)
+        return (model(batch[0] + noise) - batch[0]).square().mean(), {}
+
+    return fit(model, Shapes(n=64, size=8), loss or denoise, config, callbacks)
+
+
+def flatten(value, name="state") -> dict:
+    if isinstance(value, (dict, list, tuple)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {k: v for key, item in items for k, v in flatten(item, f"{name}.{key}").items()}
+    return {name: value}
+
+
+def assert_same(found: dict, wanted: dict) -> None:
+    "Two states are equal to the last bit."
+    found, wanted = flatten({k: v for k, v in found.items() if k != "config"}), flatten(wanted)
+    assert found.keys() == wanted.keys() and len(found) > 20
+    for name, value in wanted.items():
+        assert torch.equal(found[name], value) if isinstance(value, torch.Tensor) else found[name] == value, (
+            name
+        )
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> dict:
+    return train().state_dict()
+
+
+def killed_at_line(number: int, report: Path, action, *arguments) -> None:
+    "Run `action`, and SIGKILL this process at the given line of the files below; write how many there were."
+    count = 0
+
+    def trace(frame, event, argument):
+        nonlocal count
+        if Path(frame.f_code.co_filename).name not in ("checkpoints.py", "training.py", "callbacks.py"):
+            return None
+        if event == "line":
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+    action(*arguments)
+    sys.settrace(None)
+    report.write_text(str(count))
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+class SignalAt(Callback):
+    "Sends this process a signal once a step is done."
+
+    def __init__(self, step, number):
+        self.step, self.number = step, number
+
+    def on_step(self, state, metrics):
+        if state.step == self.step:
+            signal.raise_signal(self.number)
+
+
+class StopAt(Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, state, metrics):
+        if state.step == self.step:
+            raise StopTraining
+
+
+def steps_in(folder: Path) -> list[int]:
+    return [int(path.name.split("-")[1]) for path in list_checkpoints(folder)]
+
+
+def test_a_checkpoint_at_least_every_step(tmp_path):
+    with pytest.raises(CfvaeError, match="every is 0"):
+        Checkpointer(tmp_path, every=0)
+    with pytest.raises(CfvaeError, match="keep is 0"):
+        Checkpointer(tmp_path, every=1, keep=0)
+
+
+def test_resumed_run_is_equal_to_the_last_bit(tmp_path, undisturbed):
+    train([Checkpointer(tmp_path, every=5), StopAt(12)])
+    assert steps_in(tmp_path) == [10, 12]
+    resumed = train([Checkpointer(tmp_path, every=5, resume=True)])
+    assert steps_in(tmp_path) == [20, 24]
+    assert_same(resumed.state_dict(), undisturbed)
+    assert_same(load_checkpoint(tmp_path)[1], undisturbed)
+
+
+@pytest.mark.parametrize("part", ["model", "ema", "optimizer", "step"])
+def test_every_part_of_the_state_matters(tmp_path, undisturbed, part):
+    "The comparison above would notice if a part were not restored."
+    train([Checkpointer(tmp_path, every=5), StopAt(12)])
+    step, found = load_checkpoint(tmp_path)
+    fresh = train(config=dataclasses.replace(CONFIG, steps=1)).state_dict()
+    save_checkpoint(tmp_path, step, {**found, part: fresh[part]})
+    resumed = train([Checkpointer(tmp_path, every=5, resume=True)]).state_dict()
+    with pytest.raises(AssertionError):
+        assert_same(resumed, undisturbed)
+
+
+def test_resuming_an_empty_folder_starts_from_the_beginning(tmp_path, undisturbed):
+    assert_same(train([Checkpointer(tmp_path / "new", every=50, resume=True)]).state_dict(), undisturbed)
+    assert steps_in(tmp_path / "new") == [24]
+
+
+def test_finished_run_resumes_to_itself_without_writing(tmp_path, undisturbed):
+    train([Checkpointer(tmp_path, every=10)])
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert_same(train([Checkpointer(tmp_path, every=10, resume=True)]).state_dict(), undisturbed)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_damaged_newest_resumes_from_the_one_before(tmp_path, undisturbed, capsys):
+    train([Checkpointer(tmp_path, every=5), StopAt(12)])
+    list_checkpoints(tmp_path)[-1].write_bytes(b"")
+    with pytest.warns(UserWarning, match="step-12"):
+        resumed = train([Checkpointer(tmp_path, every=5, resume=True)])
+    assert "resuming after step 10" in capsys.readouterr().out
+    assert_same(resumed.state_dict(), undisturbed)
+
+
+def test_forgotten_resume_is_refused_and_nothing_is_lost(tmp_path):
+    train([Checkpointer(tmp_path, every=10), StopAt(3)])
+    before = list_checkpoints(tmp_path)
+    with pytest.raises(CfvaeError, match=f"{re.escape(str(tmp_path))} already holds"):
+        train([Checkpointer(tmp_path, every=1)])
+    assert list_checkpoints(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "change, complaint",
+    [
+        ({"width": 6}, r"model\.0\.weight has shape \(4, 3, 3, 3\) instead of \(6, 3, 3, 3\).*and \d+ more"),
+        ({"config": dataclasses.replace(CONFIG, optimizer="adamax")}, "optimizer adam -> adamax"),
+        ({"config": dataclasses.replace(CONFIG, seed=5)}, "seed"),
+    ],
+)
+def test_checkpoint_of_another_run(tmp_path, change, complaint):
+    train([Checkpointer(tmp_path, every=10), StopAt(3)])
+    before = list_checkpoints(tmp_path)
+    with pytest.raises(CfvaeError, match=complaint):
+        train([Checkpointer(tmp_path, every=10, resume=True)], **change)
+    assert list_checkpoints(tmp_path) == before
+
+
+def test_checkpoint_without_the_optimiser(tmp_path):
+    train([Checkpointer(tmp_path, every=10), StopAt(3)])
+    step, found = load_checkpoint(tmp_path)
+    del found["optimizer"]
+    save_checkpoint(tmp_path, step, found)
+    with pytest.raises(CfvaeError, match="optimizer is missing"):
+        train([Checkpointer(tmp_path, every=10, resume=True)])
+
+
+def test_changed_settings_are_reported(tmp_path, capsys):
+    train([Checkpointer(tmp_path, every=10), StopAt(3)])
+    train([Checkpointer(tmp_path, every=10, resume=True)], dataclasses.replace(CONFIG, learning_rate=5e-3))
+    assert "resuming after step 3; changed settings: learning_rate 0.01 -> 0.005\n" in capsys.readouterr().out
+
+
+def test_changed_betas_take_effect(tmp_path, capsys):
+    train([Checkpointer(tmp_path, every=10), StopAt(3)])
+    state = train([Checkpointer(tmp_path, 10, resume=True)], dataclasses.replace(CONFIG, betas=(0.5, 0.9)))
+    assert "changed settings: betas (0.9, 0.99) -> (0.5, 0.9)\n" in capsys.readouterr().out
+    assert [group["betas"] for group in state.optimizer.param_groups] == [(0.5, 0.9)]
+
+
+def test_step_cut_by_an_error_is_not_saved(tmp_path):
+    "`fit` calls `on_end` after an error too, but half a step is not a state to go on from."
+
+    def fails_in_step_8(model, batch, generator, step):
+        fails_in_step_8.calls += 1
+        if fails_in_step_8.calls == 8:
+            raise KeyboardInterrupt
+        return model(batch[0]).square().mean(), {}
+
+    fails_in_step_8.calls = 0
+    with pytest.raises(KeyboardInterrupt):
+        train([Checkpointer(tmp_path, every=5)], loss=fails_in_step_8)
+    assert steps_in(tmp_path) == [5]
+
+
+def test_run_inside_an_except_block_is_saved_at_its_end(tmp_path):
+    try:
+        raise RuntimeError("handled already")
+    except RuntimeError:
+        train([Checkpointer(tmp_path, every=50), StopAt(3)])
+    assert steps_in(tmp_path) == [3]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+def test_order_of_callbacks_does_not_matter(tmp_path, undisturbed, order):
+    def callbacks(resume, *more):
+        return [
+            [Checkpointer(tmp_path, 10, resume), StopOnSignal(), *more][i]
+            for i in order[: 2 + len(more)]
+            if i < 2 + len(more)
+        ]
+
+    train(callbacks(False, SignalAt(13, signal.SIGTERM)))
+    assert steps_in(tmp_path)[-1] in (13, 14)
+    assert_same(train(callbacks(True, Callback())).state_dict(), undisturbed)
+
+
+def test_only_the_main_process_writes(tmp_path):
+    class NotMain(Callback):
+        def on_start(self, state):
+            state.is_main = False
+
+    train([NotMain(), Checkpointer(tmp_path, every=5), StopAt(6)])
+    assert steps_in(tmp_path) == []
+
+
+def test_full_disk_ends_the_run_with_a_clear_error(tmp_path, monkeypatch):
+    rename = os.replace
+    left = iter([True])
+
+    def second_fails(source, target):
+        if not next(left, False):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", second_fails)
+    with pytest.raises(CfvaeError, match="No space left"):
+        train([Checkpointer(tmp_path, every=5)])
+    assert steps_in(tmp_path) == [5]
+
+
+# ---------------------------------------------------------------- killed for real
+
+
+def protected_run(
+    folder: Path, result: Path, stop_at: int = -1, number: int = signal.SIGTERM, resume: bool = True
+) -> None:
+    "What a training command does: lock, resume, train, leave the result."
+    with FolderLock(folder):
+        state = train([Checkpointer(folder, 5, resume), SignalAt(stop_at, number), StopOnSignal()])
+    torch.save(state.state_dict(), result)
+
+
+def test_killed_at_random_moments(tmp_path, undisturbed):
+    result, lines = tmp_path / "result.pt", tmp_path / "lines"
+    assert in_child(killed_at_line, -1, lines, protected_run, tmp_path / "count", result) == 0
+    total, chance = int(lines.read_text()), random.Random(0)
+    for repeat in range(4):
+        run = tmp_path / str(repeat)
+        for number in sorted(chance.sample(range(1, total), 2), reverse=True):
+            assert in_child(killed_at_line, number, lines, protected_run, run, result) in (
+                0,
+                -signal.SIGKILL,
+            )  # 0: done before that line
+        result.unlink(missing_ok=True)
+        assert in_child(protected_run, run, result) == 0
+        assert_same(torch.load(result, weights_only=True), undisturbed)
+
+
+def test_kill_minus_9_then_resume(tmp_path, undisturbed):
+    run, result = tmp_path / "run", tmp_path / "result.pt"
+    assert in_child(protected_run, run, result, 13, signal.SIGKILL) == -signal.SIGKILL
+    assert steps_in(run) == [5, 10] and not result.exists()
+    assert in_child(protected_run, run, result) == 0
+    assert_same(torch.load(result, weights_only=True), undisturbed)
+
+
+PROGRAM = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_callbacks import Callback, Checkpointer, FolderLock, Path, StopOnSignal, time, train
+
+class Slow(Callback):  # waits in step 8, for the signal from outside to come in the middle of the run
+    def on_step(self, state, metrics):
+        if state.step == 8:
+            Path(sys.argv[3]).touch()
+            while stop.received is None:
+                time.sleep(0.01)
+
+stop = StopOnSignal()
+with FolderLock(sys.argv[2]):
+    train([Checkpointer(sys.argv[2], 5), Slow(), stop])
+"""
+
+
+def test_sigterm_from_outside_saves_and_exits(tmp_path, undisturbed):
+    run, started, result = tmp_path / "run", tmp_path / "started", tmp_path / "result.pt"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-c", PROGRAM, Path(__file__).parent, run, started]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    wait_for(started.exists)
+    with pytest.raises(CfvaeError, match=rf"in use by another run \(process {process.pid}\)"):
+        FolderLock(run).__enter__()  # a second run is refused while the first lives
+    process.terminate()
+    output = process.communicate(timeout=120)[0]
+    stopped = int(re.search(r"SIGTERM: stopping after step (\d+)", output)[1])
+    assert process.returncode == 0 and steps_in(run)[-1] == stopped == 8
+    assert in_child(protected_run, run, result) == 0
+    assert_same(torch.load(result, weights_only=True), undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_first_signal_stops_cleanly_and_handlers_come_back(tmp_path, undisturbed, number, capsys):
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    stop = StopOnSignal()
+    state = train([Checkpointer(tmp_path, 50), SignalAt(7, number), stop])
+    assert state.step == 7 and steps_in(tmp_path) == [7] and stop.received == number
+    assert f"{signal.Signals(number).name}: stopping after step 7\n" in capsys.readouterr().out
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    assert_same(train([Checkpointer(tmp_path, 50, resume=True)]).state_dict(), undisturbed)
+
+
+def test_second_ctrl_c_interrupts_at_once(tmp_path):
+    def two_ctrl_c(model, batch, generator, step):
+        two_ctrl_c.calls += 1
+        if two_ctrl_c.calls == 8:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            pytest.fail("the second Ctrl-C did not interrupt")
+        return model(batch[0]).square().mean(), {}
+
+    two_ctrl_c.calls, before = 0, signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train([Checkpointer(tmp_path, 5), StopOnSignal()], loss=two_ctrl_c)
+    assert steps_in(tmp_path) == [5] and signal.getsignal(signal.SIGINT) == before
+
+
+def test_stop_on_signal_outside_the_main_thread_installs_nothing(tmp_path):
+    before, seen = signal.getsignal(signal.SIGTERM), []
+    thread = threading.Thread(target=lambda: seen.append(train([StopOnSignal(), StopAt(2)]).step))
+    thread.start()
+    thread.join()
+    assert seen == [2] and signal.getsignal(signal.SIGTERM) == before
+
+
+def one_of_two(rank: int, port: int, folder: Path, results) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", ACCELERATE_USE_CPU="true")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    signals = [SignalAt(7, signal.SIGTERM)] if rank == 1 else []  # reaches one of the two processes only
+    with FolderLock(folder):
+        state = train([Checkpointer(folder, 5), *signals, StopOnSignal()])
+    results.put((rank, state.step))
+
+
+def test_processes_stop_together_and_one_writes(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    results = context.Queue()
+    processes = [
+        context.Process(target=one_of_two, args=(rank, port, tmp_path, results)) for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    assert sorted(results.get(timeout=120) for _ in processes) == [(0, 7), (1, 7)]
+    for process in processes:
+        process.join(60)
+    assert steps_in(tmp_path) == [5, 7]
