@@ -10,6 +10,7 @@ __all__ = [
     "FACTORS",
     "MappedRows",
     "ImageDataset",
+    "Batches",
     "hold_out",
     "render_shapes",
     "Shapes",
@@ -26,53 +27,60 @@ import typing
 import numpy as np
 import torch
 
-from .core import check, from_uint8
+from .core import check, from_uint8, make_generator
 
 
-# %% ../nbs/01_data.ipynb #a24d96b3
+# %% ../nbs/01_data.ipynb #ceec5400
 class MappedRows:
-    "Some rows of a memory-mapped array, still on disk: what a subset of a dataset larger than memory is made of."
+    "Some rows of a memory-mapped array, still on disk: a subset of a dataset larger than memory."
 
     def __init__(
         self,
-        array: np.ndarray,  # (n, ...)
+        array: "np.ndarray | MappedRows",  # (n, ...)
         rows: np.ndarray,  # which rows, in which order
-    ):
-        self.array, self.rows = array, rows
-        self.shape = (len(rows), *array.shape[1:])
+    ) -> None:
+        self.array = array
+        self.rows = rows
+        self.shape: tuple[int, ...] = (len(rows), *array.shape[1:])
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index) -> np.ndarray:
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
         return self.array[self.rows[index]]
 
 
+# %% ../nbs/01_data.ipynb #a24d96b3
 class ImageDataset(torch.utils.data.Dataset):
-    "Labelled images of one size, kept as bytes; items come out as (float32 (3, size, size) in [-1, 1], class index)."
+    "Labelled images of one size, kept as bytes; items are (float32 (3, size, size) in [-1, 1], class index)."
 
     def __init__(
         self,
-        images: torch.Tensor | np.ndarray,  # uint8 (n, 3, size, size); may be a memory map
-        labels: typing.Sequence[int],  # n class indices; -1 where there is none
+        images: torch.Tensor | np.ndarray | MappedRows,  # uint8 (n, 3, size, size); may be a memory map
+        labels: typing.Sequence[int] | torch.Tensor,  # n class indices; -1 where there is none
         classes: typing.Sequence[str],  # class names, in the order of the indices
         name: str = "images",  # for messages and logs
         fingerprint: str | None = None,  # identifies the content; computed from it where not given
-    ):
-        self.images, self.labels = images, torch.as_tensor(labels, dtype=torch.int64)
-        self.classes, self.name, self.skipped = tuple(classes), name, []
-        check(len(images) == len(self.labels), f"{name}: {len(images)} images but {len(self.labels)} labels")
-        wrong = self.labels[(self.labels < -1) | (self.labels >= len(self.classes))]
-        check(
-            len(wrong) == 0,
-            f"{name}: labels such as {wrong[:3].tolist()} are out of range: use 0 to {len(self.classes) - 1}, or -1 for none",
-        )
+    ) -> None:
+        self.images = images
+        self.labels = torch.as_tensor(labels, dtype=torch.int64)
+        self.classes = tuple(classes)
+        self.name = name
+        self.skipped: list[tuple[str, str]] = []  # files that could not be read, each with the reason
+        n = len(images)
+        check(n == len(self), f"{name}: {n} images but {len(self)} labels")
+
+        last = self.num_classes - 1
+        out_of_range = (self.labels < -1) | (self.labels > last)
+        wrong = self.labels[out_of_range][:3].tolist()
+        check(not wrong, f"{name}: labels such as {wrong} are out of range: use 0 to {last}, or -1 for none")
         self.fingerprint = fingerprint or self._digest()
 
     def _digest(self) -> str:
         digest = hashlib.sha256(self.labels.numpy().tobytes())
         for start in range(0, len(self.images), 1024):
-            digest.update(np.ascontiguousarray(self.images[start : start + 1024]))
+            part = np.ascontiguousarray(self.images[start : start + 1024])
+            digest.update(part.data)
         return digest.hexdigest()
 
     @property
@@ -90,16 +98,15 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def batch(
         self,
-        indices: typing.Sequence[int],  # which images
+        indices: typing.Sequence[int] | torch.Tensor,  # which images
     ) -> tuple[torch.Tensor, torch.Tensor]:
         "Images (b, 3, size, size) in [-1, 1] and labels (b,)."
-        indices = torch.as_tensor(indices, dtype=torch.int64)
-        pixels = (
-            self.images[indices]
-            if torch.is_tensor(self.images)
-            else torch.from_numpy(self.images[indices.numpy()])
-        )
-        return from_uint8(pixels), self.labels[indices]
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        if isinstance(self.images, torch.Tensor):
+            pixels = self.images[chosen]
+        else:
+            pixels = torch.from_numpy(self.images[chosen.numpy()])
+        return from_uint8(pixels), self.labels[chosen]
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
         if not -len(self) <= i < len(self):
@@ -109,15 +116,33 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def subset(
         self,
-        indices: typing.Sequence[int],  # which images, in which order
+        indices: typing.Sequence[int] | torch.Tensor,  # which images, in which order
     ) -> "ImageDataset":
         "The chosen images as a dataset of their own."
-        indices = torch.as_tensor(indices, dtype=torch.int64)
-        images = (
-            self.images[indices] if torch.is_tensor(self.images) else MappedRows(self.images, indices.numpy())
-        )
-        digest = hashlib.sha256(self.fingerprint.encode() + indices.numpy().tobytes()).hexdigest()
-        return ImageDataset(images, self.labels[indices], self.classes, self.name, digest)
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        images: torch.Tensor | MappedRows
+        if isinstance(self.images, torch.Tensor):
+            images = self.images[chosen]
+        else:
+            images = MappedRows(self.images, chosen.numpy())
+
+        content = self.fingerprint.encode() + chosen.numpy().tobytes()
+        fingerprint = hashlib.sha256(content).hexdigest()
+        return ImageDataset(images, self.labels[chosen], self.classes, self.name, fingerprint)
+
+
+# %% ../nbs/01_data.ipynb #d7a4a070
+class Batches(typing.Protocol):
+    "What `fit` takes: a length and `batch(indices)`."
+
+    def __len__(self) -> int: ...
+
+    def batch(
+        self,
+        indices: typing.Sequence[int],  # which examples
+    ) -> tuple[torch.Tensor, ...]:
+        "Tensors with one row an example; images or codes come first, then what belongs to them."
+        ...
 
 
 # %% ../nbs/01_data.ipynb #547b9ca5
@@ -128,71 +153,89 @@ def hold_out(
 ) -> tuple[ImageDataset, ImageDataset]:
     "Divide into (the rest, n held out), at random but the same for the same seed."
     check(0 < n < len(dataset), f"{dataset.name}: cannot hold out {n} of {len(dataset)} images")
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-    return dataset.subset(order[n:]), dataset.subset(order[:n])
+    order = torch.randperm(len(dataset), generator=make_generator(seed))
+    held_out = dataset.subset(order[:n])
+    rest = dataset.subset(order[n:])
+    return rest, held_out
 
 
-# %% ../nbs/01_data.ipynb #d16fb243
-def _polygon(*corners: tuple[float, float]):
-    edges = list(zip(corners, corners[1:] + corners[:1], strict=True))
+# %% ../nbs/01_data.ipynb #25391c29
+_Rule = typing.Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (x, y) of points -> which are inside
 
-    def inside(x, y):
-        crossings = torch.zeros_like(x, dtype=torch.bool)
+
+def _disc(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return x**2 + y**2 < 0.81
+
+
+def _ring(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    squared_radius = x**2 + y**2
+    return (squared_radius < 0.9) & (squared_radius > 0.25)
+
+
+def _crescent(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    in_disc = x**2 + y**2 < 0.95
+    outside_bite = (x - 0.5) ** 2 + y**2 > 0.55
+    return in_disc & outside_bite
+
+
+def _heart(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    x = 1.25 * x
+    y = 1.15 * y - 0.1
+    off_circle = x**2 + y**2 - 0.8
+    return off_circle**3 + x**2 * y**3 < 0
+
+
+# %% ../nbs/01_data.ipynb #fdf91003
+def _polygon(xs: typing.Sequence[float], ys: typing.Sequence[float]) -> _Rule:
+    corners = list(zip(xs, ys, strict=True))
+    next_corners = corners[1:] + corners[:1]
+    edges = list(zip(corners, next_corners, strict=True))
+
+    def inside(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        odd = torch.zeros_like(x, dtype=torch.bool)
         for (x0, y0), (x1, y1) in edges:
-            if y0 != y1:
-                crossings ^= ((y0 > y) != (y1 > y)) & (x < (x1 - x0) * (y - y0) / (y1 - y0) + x0)
-        return crossings
+            if y0 == y1:
+                continue
+            at_this_height = (y < y0) != (y < y1)
+            crossing = (x1 - x0) * (y - y0) / (y1 - y0) + x0
+            odd ^= at_this_height & (x < crossing)
+        return odd
 
     return inside
 
 
-def _star(points: int, inner: float):
-    radii = [1.0, inner] * points
-    return _polygon(
-        *(
-            (r * math.sin(math.pi * k / points), -r * math.cos(math.pi * k / points))
-            for k, r in enumerate(radii)
-        )
-    )
+def _star(points: int, inner: float) -> _Rule:
+    xs = []
+    ys = []
+    for k in range(2 * points):
+        radius = inner if k % 2 else 1.0
+        angle = math.pi * k / points
+        xs.append(radius * math.sin(angle))
+        ys.append(-radius * math.cos(angle))
+    return _polygon(xs, ys)
 
 
-OUTLINES = {  # name: (rule, the rotation in degrees that maps the outline onto itself; 0: any rotation does)
-    "disc": (lambda x, y: x**2 + y**2 < 0.81, 0),
-    "ring": (lambda x, y: (x**2 + y**2 < 0.9) & (x**2 + y**2 > 0.25), 0),
-    "crescent": (lambda x, y: (x**2 + y**2 < 0.95) & ((x - 0.5) ** 2 + y**2 > 0.55), 360),
-    "heart": (
-        lambda x, y: (
-            ((1.25 * x) ** 2 + (1.15 * y - 0.1) ** 2 - 0.8) ** 3 + (1.25 * x) ** 2 * (1.15 * y - 0.1) ** 3 < 0
-        ),
-        360,
-    ),
-    "square": (_polygon((-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)), 90),
-    "triangle": (_polygon((0, -0.95), (0.92, 0.7), (-0.92, 0.7)), 360),
+# %% ../nbs/01_data.ipynb #d16fb243
+_SQUARE = _polygon((-0.8, 0.8, 0.8, -0.8), (-0.8, -0.8, 0.8, 0.8))
+_TRIANGLE = _polygon((0, 0.92, -0.92), (-0.95, 0.7, 0.7))
+_CROSS = _polygon(
+    (-0.3, 0.3, 0.3, 0.95, 0.95, 0.3, 0.3, -0.3, -0.3, -0.95, -0.95, -0.3),
+    (-0.95, -0.95, -0.3, -0.3, 0.3, 0.3, 0.95, 0.95, 0.3, 0.3, -0.3, -0.3),
+)
+_ARROW = _polygon((0, 0.85, 0.35, 0.35, -0.35, -0.35, -0.85), (-1, -0.05, -0.05, 0.95, 0.95, -0.05, -0.05))
+_HOURGLASS = _polygon((-0.8, 0.8, 0.15, 0.8, -0.8, -0.15), (-0.9, -0.9, 0, 0.9, 0.9, 0))
+
+OUTLINES: dict[str, tuple[_Rule, int]] = {  # rule and period in degrees; 0: any rotation
+    "disc": (_disc, 0),
+    "ring": (_ring, 0),
+    "crescent": (_crescent, 360),
+    "heart": (_heart, 360),
+    "square": (_SQUARE, 90),
+    "triangle": (_TRIANGLE, 360),
     "star": (_star(5, 0.45), 72),
-    "cross": (
-        _polygon(
-            (-0.3, -0.95),
-            (0.3, -0.95),
-            (0.3, -0.3),
-            (0.95, -0.3),
-            (0.95, 0.3),
-            (0.3, 0.3),
-            (0.3, 0.95),
-            (-0.3, 0.95),
-            (-0.3, 0.3),
-            (-0.95, 0.3),
-            (-0.95, -0.3),
-            (-0.3, -0.3),
-        ),
-        90,
-    ),
-    "arrow": (
-        _polygon(
-            (0, -1), (0.85, -0.05), (0.35, -0.05), (0.35, 0.95), (-0.35, 0.95), (-0.35, -0.05), (-0.85, -0.05)
-        ),
-        360,
-    ),
-    "hourglass": (_polygon((-0.8, -0.9), (0.8, -0.9), (0.15, 0), (0.8, 0.9), (-0.8, 0.9), (-0.15, 0)), 180),
+    "cross": (_CROSS, 90),
+    "arrow": (_ARROW, 360),
+    "hourglass": (_HOURGLASS, 180),
 }
 
 # %% ../nbs/01_data.ipynb #db127b54
@@ -218,47 +261,58 @@ BACKGROUNDS = {
     "rose": ((246, 214, 214), (222, 170, 178)),
     "fog": ((222, 228, 234), (180, 190, 200)),
 }
-_LIGHTS = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
+_LIGHTS = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}  # (x, y)
 
-FACTORS = {
+# %% ../nbs/01_data.ipynb #741c404d
+_OFFSETS = (-0.16, -0.08, 0.0, 0.08, 0.16)  # of the centre, up or down and left or right; images are 2 wide
+
+FACTORS: dict[str, tuple[typing.Any, ...]] = {
     "class": tuple(OUTLINES),
     "colour": tuple(COLOURS),
     "size": (0.54, 0.62, 0.7, 0.78),  # radius as a fraction of half the image
-    "position": tuple(
-        itertools.product((-0.16, -0.08, 0.0, 0.08, 0.16), repeat=2)
-    ),  # (y, x) of the centre, image from -1 to 1
+    "position": tuple(itertools.product(_OFFSETS, repeat=2)),  # (y, x) of the centre
     "rotation": (-35, -25, -15, -5, 5, 15, 25, 35),  # degrees
     "background": tuple(BACKGROUNDS),
     "shading": tuple(_LIGHTS),  # where the light comes from
 }
 
 
+# %% ../nbs/01_data.ipynb #d9f6154d
+def _least_angle(angle: float, period: float) -> float:
+    "The smallest rotation in degrees that gives the same picture: equal pictures are equal to the last bit."
+    return 0.0 if period == 0 else float(angle % period)
+
+
 # %% ../nbs/01_data.ipynb #1fd56a0e
+def _look_up(table: typing.Iterable, choices: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(tuple(table), dtype=torch.float32)[choices]
+
+
 def _coverage(factors: torch.Tensor, size: int, samples: int = 4) -> torch.Tensor:
-    "How much of each pixel the shape covers, (n, size, size) in [0, 1]: the share of samples x samples points inside (this is the anti-aliasing)."
-    ticks = (torch.arange(size * samples, dtype=torch.float32) + 0.5) / (size * samples) * 2 - 1
-    radius = torch.tensor(FACTORS["size"])[factors[:, 2]].view(-1, 1, 1)
-    centre = torch.tensor(FACTORS["position"])[factors[:, 3]].view(-1, 2, 1, 1)
-    inside = torch.zeros(len(factors), size * samples, size * samples, dtype=torch.bool)
+    """How much of each pixel the shape covers, (n, size, size) in [0, 1].
+
+    The share of samples x samples points that lie inside; this is the anti-aliasing."""
+    n = len(factors)
+    fine = size * samples
+    ticks = (torch.arange(fine, dtype=torch.float32) + 0.5) / fine * 2 - 1
+    radius = _look_up(FACTORS["size"], factors[:, 2]).view(n, 1, 1)
+    centre = _look_up(FACTORS["position"], factors[:, 3]).view(n, 2, 1, 1)
+    y = (ticks[:, None] - centre[:, 0]) / radius  # (n, fine, 1), in the shape's own coordinates
+    x = (ticks - centre[:, 1]) / radius  # (n, 1, fine)
+
+    inside = torch.zeros(n, fine, fine, dtype=torch.bool)
     for index, (rule, period) in enumerate(OUTLINES.values()):
         chosen = factors[:, 0] == index
-        y, x = (
-            (tick - c) / radius[chosen]
-            for tick, c in zip(
-                (ticks.view(1, -1, 1), ticks.view(1, 1, -1)), centre[chosen].unbind(1), strict=True
-            )
-        )
-        angle = torch.deg2rad(
-            torch.tensor([_least_angle(a, period) for a in FACTORS["rotation"]])[factors[chosen, 4]]
-        ).view(-1, 1, 1)
-        cos, sin = angle.cos(), angle.sin()
-        inside[chosen] = rule(cos * x + sin * y, cos * y - sin * x)
-    return inside.view(len(factors), size, samples, size, samples).float().mean((2, 4))
+        angles = [_least_angle(angle, period) for angle in FACTORS["rotation"]]
+        angle = torch.deg2rad(_look_up(angles, factors[chosen, 4])).view(-1, 1, 1)
+        cos = angle.cos()
+        sin = angle.sin()
+        turned_x = cos * x[chosen] + sin * y[chosen]
+        turned_y = cos * y[chosen] - sin * x[chosen]
+        inside[chosen] = rule(turned_x, turned_y)
 
-
-def _least_angle(angle: float, period: float) -> float:
-    "The smallest rotation in degrees that gives the same picture, so that equal pictures are equal to the last bit."
-    return 0.0 if period == 0 else float(angle % period)
+    points = inside.view(n, size, samples, size, samples)
+    return points.float().mean((2, 4))
 
 
 # %% ../nbs/01_data.ipynb #f9a92d32
@@ -268,57 +322,64 @@ def render_shapes(
 ) -> torch.Tensor:
     "Draw the images that the factors describe, uint8 (n, 3, size, size)."
     ramp = (torch.arange(size) + 0.5) / size
-    sky = torch.tensor(tuple(BACKGROUNDS.values()), dtype=torch.float32)[factors[:, 5]]
-    background = sky[:, 0, :, None] * (1 - ramp) + sky[:, 1, :, None] * ramp  # (n, 3, rows)
-    light = torch.tensor(tuple(_LIGHTS.values()), dtype=torch.float32)[factors[:, 6]]
-    slope = light[:, 0, None, None] * (ramp - 0.5) + light[:, 1, None, None] * (ramp[:, None] - 0.5)
-    colour = torch.tensor(tuple(COLOURS.values()), dtype=torch.float32)[factors[:, 1]][:, :, None, None]
-    shape = colour * (0.82 + 0.5 * slope)[:, None]
+    ends = _look_up(BACKGROUNDS.values(), factors[:, 5])  # (n, top and bottom, 3)
+    top, bottom = ends[..., None].unbind(1)
+    background = top * (1 - ramp) + bottom * ramp  # (n, 3, rows)
+    background = background[..., None]
+
+    light = _look_up(_LIGHTS.values(), factors[:, 6])
+    light_x, light_y = light[..., None, None].unbind(1)
+    slope = light_x * (ramp - 0.5) + light_y * (ramp[:, None] - 0.5)  # (n, rows, columns)
+    brightness = 0.82 + 0.5 * slope[:, None]
+    colour = _look_up(COLOURS.values(), factors[:, 1])
+    shape = colour[..., None, None] * brightness
+
     cover = _coverage(factors, size)[:, None]
-    return (cover * shape + (1 - cover) * background[..., None]).round().clamp(0, 255).to(torch.uint8)
+    pixels = cover * shape + (1 - cover) * background
+    return pixels.round().clamp(0, 255).to(torch.uint8)
 
 
 # %% ../nbs/01_data.ipynb #4bc99d05
 class Shapes(ImageDataset):
-    "Generated pictures with known factors: the dataset of the lessons. The same (n, seed, size) gives the same images."
+    "Generated pictures with known factors. The same (n, seed, size) gives the same images."
 
     def __init__(
         self,
         n: int = 10000,  # how many images
         seed: int = 0,  # which images
         size: int = 32,  # height and width in pixels, at least 8
-    ):
+    ) -> None:
         check(n >= 1, f"Shapes: n is {n}, but a dataset needs at least one image")
         check(size >= 8, f"Shapes: size is {size}; below 8 pixels the outlines cannot be told apart")
-        generator = torch.Generator().manual_seed(seed)
-        self.factors = torch.stack(
-            [torch.randint(len(grid), (n,), generator=generator) for grid in FACTORS.values()], dim=1
-        )
-        images = torch.cat(
-            [render_shapes(part, size) for part in self.factors.split(max(1, 512 * 32**2 // size**2))]
-        )  # bounded memory
-        super().__init__(
-            images,
-            self.factors[:, 0],
-            FACTORS["class"],
-            "shapes",
-            hashlib.sha256(f"shapes-1 {n} {seed} {size}".encode()).hexdigest(),
-        )
+        generator = make_generator(seed)
+        choices = [torch.randint(len(grid), (n,), generator=generator) for grid in FACTORS.values()]
+        self.factors = torch.stack(choices, dim=1)
+
+        part_size = max(1, 512 * 32**2 // size**2)  # bounds the memory that drawing takes
+        parts = [render_shapes(part, size) for part in self.factors.split(part_size)]
+        images = torch.cat(parts)
+        content = f"shapes-1 {n} {seed} {size}"
+        fingerprint = hashlib.sha256(content.encode()).hexdigest()
+        super().__init__(images, self.factors[:, 0], FACTORS["class"], "shapes", fingerprint)
 
     @staticmethod
     def entropy() -> float:
-        "Entropy of the generator in nats: what a perfect code spends on an image. Pictures that coincide by symmetry count once (01.2)."
-        total = sum(math.log(len(grid)) for grid in FACTORS.values())
+        """Entropy of the generator in nats: what a perfect code spends on an image.
+
+        Pictures that coincide by symmetry count once (01.2)."""
+        nats = sum(math.log(len(grid)) for grid in FACTORS.values())
         for _, period in OUTLINES.values():
-            angles = [_least_angle(a, period) for a in FACTORS["rotation"]]
-            lost = sum(math.log(angles.count(a)) for a in angles) / len(angles)
-            total -= lost / len(OUTLINES)
-        return total
+            angles = [_least_angle(angle, period) for angle in FACTORS["rotation"]]
+            lost = sum(math.log(angles.count(angle)) for angle in angles) / len(angles)
+            nats -= lost / len(OUTLINES)
+        return nats
 
 
 # %% ../nbs/01_data.ipynb #6de6d46f
 class ShuffledBatches:
-    "The order of the data. The batch of a step depends on (seed, step) alone, so a resumed run sees the data it would have seen."
+    """The order of the data. The batch of a step depends on (seed, step) alone.
+
+    So a resumed run sees the data that it would have seen."""
 
     def __init__(
         self,
@@ -327,29 +388,34 @@ class ShuffledBatches:
         seed: int = 0,  # decides the order
         rank: int = 0,  # this process ...
         world: int = 1,  # ... of so many; each takes its share of every batch
-    ):
-        check(
-            1 <= batch_size <= n,
-            f"batch_size is {batch_size}, but the dataset has {n} images: choose 1 to {n}",
-        )
-        check(
-            batch_size % world == 0, f"batch_size {batch_size} cannot be shared equally by {world} processes"
-        )
-        self.n, self.batch_size, self.seed, self.rank, self.world = n, batch_size, seed, rank, world
+    ) -> None:
+        fits = 1 <= batch_size <= n
+        check(fits, f"batch_size is {batch_size}, but the dataset has {n} images: choose 1 to {n}")
+        divides = batch_size % world == 0
+        check(divides, f"batch_size {batch_size} cannot be shared equally by {world} processes")
+        self.n = n
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+
+    def _permutation(self, epoch: int) -> torch.Tensor:
+        mixed = (self.seed * 1_000_003 + epoch) % 2**63
+        return torch.randperm(self.n, generator=make_generator(mixed))
 
     def batch(
         self,
         step: int,  # from 0
     ) -> list[int]:
-        "This process's indices at a step. Every pass is a new permutation; what does not fill a last batch waits for a later pass."
+        """This process's indices at a step. Every pass is a new permutation.
+
+        What does not fill a last batch waits for a later pass."""
         epoch, position = divmod(step, self.n // self.batch_size)
-        if getattr(self, "_epoch", None) != epoch:
-            mixed = (self.seed * 1_000_003 + epoch) % 2**63
-            self._epoch, self._order = (
-                epoch,
-                torch.randperm(self.n, generator=torch.Generator().manual_seed(mixed)),
-            )
-        whole = self._order[position * self.batch_size : (position + 1) * self.batch_size]
+        if getattr(self, "_epoch", None) != epoch:  # permuting anew at every step would be slow
+            self._epoch = epoch
+            self._order = self._permutation(epoch)
+        start = position * self.batch_size
+        whole = self._order[start : start + self.batch_size]
         return whole[self.rank :: self.world].tolist()
 
 
@@ -359,10 +425,7 @@ def horizontal_flip(
     generator: torch.Generator | None = None,  # source of the coin flips
 ) -> torch.Tensor:
     "Mirror a random half of the images, left to right."
-    coins = (
-        torch.rand(
-            len(x), generator=generator, device=generator.device if generator is not None else x.device
-        )
-        < 0.5
-    )
-    return torch.where(coins.to(x.device).view(-1, 1, 1, 1), x.flip(-1), x)
+    device = x.device if generator is None else generator.device
+    coins = torch.rand(len(x), generator=generator, device=device) < 0.5
+    mirrored = coins.to(x.device)
+    return torch.where(mirrored[:, None, None, None], x.flip(-1), x)
