@@ -223,7 +223,7 @@ def differences(
     return []
 
 
-# %% ../nbs/03b_checkpoints.ipynb #830d84fe
+# %% ../nbs/03b_checkpoints.ipynb #fa5cb358
 def _shape_differences(expected: torch.Tensor, actual: torch.Tensor, name: str) -> list[str]:
     if actual.shape == expected.shape:
         return []
