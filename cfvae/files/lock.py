@@ -10,13 +10,13 @@ from filelock import FileLock, Timeout
 
 from ..core import CfvaeError
 
-LOCK_FILE = "run.lock"  # stays behind and means nothing: what counts is whether the system has it locked
+LOCK_FILE = "run.lock"  # stays behind and means nothing; what counts is the system's lock on it
 OWNER_FILE = "run.pid"  # the number of the process that holds the lock, only for the message
 
 
 class FolderLock:
-    """Keeps other processes out of a folder while the `with` block and its process last, however they end.
-    Of several processes of one run only the first locks; a forked child does not keep its parent's lock.
+    """Keeps other processes out of a folder while the `with` block and its process last.
+    Of several processes of one run only the first locks; a forked child does not keep the lock.
     Raises `CfvaeError` where another process has the folder, or it cannot be written to."""
 
     def __init__(
@@ -39,8 +39,8 @@ class FolderLock:
             raise CfvaeError(self._in_use()) from None
         except OSError as error:
             reason = error.strerror or error
-            message = f"{self.folder} cannot be locked ({reason}): make sure that no other run uses it"
-            warnings.warn(message, stacklevel=2)
+            advice = "make sure that no other run uses it"
+            warnings.warn(f"{self.folder} cannot be locked ({reason}): {advice}", stacklevel=2)
         else:
             self._lock = lock
             self._note_owner()

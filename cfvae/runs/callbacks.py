@@ -134,7 +134,7 @@ class Checkpointer(Callback):
             self._save(state)
 
     def _load_newest(self, state: TrainingState) -> int | None:
-        "Resume from the newest checkpoint and return its step, or None. Without `resume` there must be none."
+        "Resume from the newest checkpoint and return its step; without `resume` there must be none."
         if not self.resume and list_checkpoints(self.folder):
             raise CfvaeError(
                 f"{self.folder} already holds the checkpoints of a run: "
@@ -155,7 +155,7 @@ class Checkpointer(Callback):
 
 
 def _resume(state: TrainingState, saved_state: dict[str, typing.Any], folder: Path) -> None:
-    "Put a checkpoint into a fresh training state, or say what does not fit. Changed settings take effect."
+    "Put a checkpoint into a fresh state, or say what does not fit; changed settings take effect."
     saved_config = saved_state.pop("config", {})
     changed = []
     for name, value in config_to_dict(state.config).items():
