@@ -13,7 +13,7 @@ from ..core import CfvaeError, config_to_dict, count_parameters
 from ..pipeline import LatentVAEPipeline
 from ..pretrained import PretrainedConfig
 from ..recipes import Recipe
-from .callbacks import read_log
+from .logs import read_log
 
 # --- there and back
 

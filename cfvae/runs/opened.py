@@ -13,8 +13,8 @@ from ..files.open import open_dataset
 from ..guidance import Guidance
 from ..pipeline import LatentVAEPipeline
 from ..recipes import Recipe
-from .callbacks import read_log
 from .folder import load_model, load_recipe
+from .logs import read_log
 from .train import prepare
 
 COLUMNS = 8  # samples per class or depth

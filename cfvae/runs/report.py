@@ -5,7 +5,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 import typing
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ..checkpoints import write_synced
 from ..core import PALETTE, CfvaeError, image_grid, set_style
 from ..data import ImageDataset
 from .measure import JUDGED, Measurements, Nats, measure_run
@@ -65,10 +65,8 @@ def render_report(
 
 def _write(path: Path, text: str) -> Path:
     "Write a file whole, or not at all."
-    temporary = path.with_suffix(".tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_synced(path, text.encode())
     except OSError as error:
         raise CfvaeError(f"cannot write {path}: {error.strerror or error}") from None
     return path

@@ -1,4 +1,4 @@
-"Tests of cfvae.pipeline: any number of images, shared noise, what comes out, and a folder that gives back every bit."
+"Tests of cfvae.pipeline: any number of images, shared noise, and a folder that gives back every bit."
 
 import json
 import shutil
@@ -30,16 +30,15 @@ SIZES = {
 
 
 def build(classes=CLASSES, seed=0) -> LatentVAEPipeline:
-    "A pipeline of random weights; everything that starts at zero or close to it is shaken, so that labels and priors matter."
+    "A pipeline of random weights, shaken so that what starts close to zero, labels and priors, matters."
     seed_everything(seed)
     vae = HierarchicalVAE(HierarchicalVAEConfig(**SIZES, num_classes=len(classes)))
     with torch.no_grad():
         for parameter in vae.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     autoencoder = Autoencoder(AutoencoderConfig(size=16, widths=(8, 8), groups=4))
-    return LatentVAEPipeline(
-        autoencoder, vae, LatentScaler([0.1, -0.2, 0.3, 0.0], [1.5, 0.5, 2.0, 1.0], 3.5), classes
-    )
+    scaler = LatentScaler([0.1, -0.2, 0.3, 0.0], [1.5, 0.5, 2.0, 1.0], 3.5)
+    return LatentVAEPipeline(autoencoder, vae, scaler, classes)
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +60,7 @@ def test_exactly_n(pipe, n, batch_size):
 def test_n_without_labels():
     free = build(())
     assert draw(free).shape[0] == 1 and draw(free, n=5, batch_size=2).shape[0] == 5
-    assert (
-        draw(build(), n=3).shape[0] == 3
-    )  # a conditional model draws unconditionally where it is given no labels
+    assert draw(build(), n=3).shape[0] == 3  # no labels: a conditional model draws unconditionally
     with pytest.raises(CfvaeError, match="0 images"):
         free(n=0)
     with pytest.raises(CfvaeError, match="without classes"):
@@ -79,33 +76,32 @@ def test_same_seed_same_images(pipe):
 
 def test_given_noise_does_not_depend_on_batches(pipe):
     noise = pipe.vae.noise(7, make_generator(0))
-    assert torch.allclose(
-        draw(pipe, [1] * 7, eps=noise), draw(pipe, [1] * 7, eps=noise, batch_size=3), atol=1e-6
-    )
+    together = draw(pipe, [1] * 7, eps=noise)
+    apart = draw(pipe, [1] * 7, eps=noise, batch_size=3)
+    assert torch.allclose(together, apart, atol=1e-6)
 
 
 def test_labels_as_list_array_or_tensor(pipe):
     noise = pipe.vae.noise(3, make_generator(0))
-    wanted = draw(pipe, [2, 0, 1], eps=noise)
-    for labels in (
-        torch.tensor([2, 0, 1]),
-        torch.tensor([2, 0, 1], dtype=torch.uint8),
-        np.array([2, 0, 1]),
-        (2, 0, 1),
-    ):
-        assert torch.equal(draw(pipe, labels, eps=noise), wanted)
-    assert not torch.allclose(draw(pipe, [0, 0, 0], eps=noise), wanted, atol=1e-3)
+    expected = draw(pipe, [2, 0, 1], eps=noise)
+    tensor = torch.tensor([2, 0, 1])
+    for labels in (tensor, tensor.to(torch.uint8), tensor.numpy(), (2, 0, 1)):
+        assert torch.equal(draw(pipe, labels, eps=noise), expected)
+    assert not torch.allclose(draw(pipe, [0, 0, 0], eps=noise), expected, atol=1e-3)
 
 
 def test_integer_guidance_weights(pipe):
     noise = pipe.vae.noise(3, make_generator(0))
-    whole, real = (draw(pipe, [0, 1, 2], guidance=g, eps=noise) for g in (Guidance(2, 4), Guidance(2.0, 4.0)))
+
+    def guided(mean_weight, var_weight):
+        return draw(pipe, [0, 1, 2], guidance=Guidance(mean_weight, var_weight), eps=noise)
+
     plain = draw(pipe, [0, 1, 2], eps=noise)
-    assert torch.equal(whole, real) and not torch.allclose(whole, plain, atol=1e-3)
-    assert torch.equal(draw(pipe, [0, 1, 2], guidance=Guidance(0, 0), eps=noise), plain)
-    assert torch.allclose(
-        draw(pipe, [0, 1, 2], guidance=Guidance((2, 2), (4, 4)), eps=noise), whole, atol=1e-6
-    )
+    whole = guided(2, 4)
+    assert torch.equal(whole, guided(2.0, 4.0))
+    assert not torch.allclose(whole, plain, atol=1e-3)
+    assert torch.equal(guided(0, 0), plain)
+    assert torch.allclose(guided((2, 2), (4, 4)), whole, atol=1e-6)
 
 
 def test_temperature(pipe):
@@ -117,14 +113,16 @@ def test_temperature(pipe):
 
 def test_output_types(pipe):
     noise = pipe.vae.noise(2, make_generator(0))
-    tensor, array, pictures = (
-        pipe([0, 1], eps=noise, output_type=kind).images for kind in ("pt", "np", "pil")
-    )
+    tensor = pipe([0, 1], eps=noise, output_type="pt").images
+    array = pipe([0, 1], eps=noise, output_type="np").images
+    pictures = pipe([0, 1], eps=noise, output_type="pil").images
     assert tensor.dtype == torch.float32 and 0 <= tensor.min() and tensor.max() <= 1
     assert array.dtype == np.uint8 and array.shape == (2, 16, 16, 3)
-    assert all(isinstance(p, Image.Image) and p.mode == "RGB" and p.size == (16, 16) for p in pictures)
-    assert np.array_equal(np.asarray(pictures[1]), array[1])
-    assert np.abs(array / 255 - tensor.permute(0, 2, 3, 1).numpy()).max() <= 0.5 / 255 + 1e-6
+    for picture, pixels in zip(pictures, array, strict=True):
+        assert isinstance(picture, Image.Image) and picture.mode == "RGB"
+        assert np.array_equal(np.asarray(picture), pixels)
+    rounding = np.abs(array / 255 - tensor.permute(0, 2, 3, 1).numpy())
+    assert rounding.max() <= 0.5 / 255 + 1e-6
     with pytest.raises(CfvaeError, match="output_type is 'jpg'"):
         pipe([0], output_type="jpg")
 
@@ -139,37 +137,32 @@ def test_wild_decoder_is_clipped(pipe, kind, monkeypatch):
 
 def test_stages_are_joined_by_the_scaler(pipe):
     x = torch.rand(2, 3, 16, 16, generator=make_generator(1)) * 2 - 1
-    code = pipe.autoencoder.encode(x)
     shift, scale = pipe.scaler.shift, pipe.scaler.scale
-    assert torch.allclose(pipe.encode(x), ((code - shift) / scale).clamp(-3.5, 3.5), atol=1e-6)
-    assert torch.allclose(pipe.decode((code - shift) / scale), pipe.autoencoder(x), atol=1e-5)
+    standardised = (pipe.autoencoder.encode(x) - shift) / scale
+    assert torch.allclose(pipe.encode(x), standardised.clamp(-3.5, 3.5), atol=1e-6)
+    assert torch.allclose(pipe.decode(standardised), pipe.autoencoder(x), atol=1e-5)
+
     z = pipe.vae.sample(2, [0, 1], eps=pipe.vae.noise(2, make_generator(0)))
-    assert torch.allclose(
-        draw(pipe, [0, 1], generator=make_generator(0)) * 2 - 1,
-        pipe.autoencoder.decode(z * scale + shift).clamp(-1, 1),
-        atol=1e-6,
-    )
+    by_hand = pipe.autoencoder.decode(z * scale + shift).clamp(-1, 1)
+    drawn = draw(pipe, [0, 1], generator=make_generator(0)) * 2 - 1
+    assert torch.allclose(drawn, by_hand, atol=1e-6)
 
 
 def test_reconstruct_depths(pipe):
-    x, labels = torch.rand(3, 3, 16, 16, generator=make_generator(2)) * 2 - 1, [0, 1, 2]
-    alone = pipe.reconstruct(x, depth=0)  # needs no labels: the VAE is not asked
-    assert torch.allclose(alone, pipe.decode(pipe.encode(x)), atol=1e-6)
-    full, third, first = (
-        pipe.reconstruct(x, labels),
-        pipe.reconstruct(x, labels, 3),
-        pipe.reconstruct(x, torch.tensor(labels), 1),
-    )
-    assert torch.equal(full, third) and full.shape == x.shape and not full.requires_grad
+    x = torch.rand(3, 3, 16, 16, generator=make_generator(2)) * 2 - 1
+    labels = torch.tensor([0, 1, 2])
     z = pipe.encode(x)
-    assert torch.allclose(
-        first,
-        pipe.decode(
-            pipe.vae.decode(pipe.vae.posterior_means(z, torch.tensor(labels))[:1], torch.tensor(labels))
-        ),
-        atol=1e-6,
-    )
+    alone = pipe.reconstruct(x, depth=0)  # needs no labels: the VAE is not asked
+    assert torch.allclose(alone, pipe.decode(z), atol=1e-6)
+
+    full = pipe.reconstruct(x, labels)
+    assert full.shape == x.shape and not full.requires_grad
+    assert torch.equal(full, pipe.reconstruct(x, labels.tolist(), 3))
+    first = pipe.reconstruct(x, labels, 1)
+    means = pipe.vae.posterior_means(z, labels)
+    assert torch.allclose(first, pipe.decode(pipe.vae.decode(means[:1], labels)), atol=1e-6)
     assert not torch.allclose(first, full, atol=1e-3)
+
     for depth in (-1, 4):
         with pytest.raises(CfvaeError, match=f"depth is {depth}"):
             pipe.reconstruct(x, labels, depth)
@@ -180,37 +173,48 @@ def test_reconstruct_depths(pipe):
 
 
 def test_save_and_load(pipe, tmp_path):
-    pipe.save_pretrained(tmp_path / "deep" / "model")
-    again = LatentVAEPipeline.from_pretrained(tmp_path / "deep" / "model")
-    assert (
-        again.classes == CLASSES
-        and again.vae.config == pipe.vae.config
-        and again.autoencoder.config == pipe.autoencoder.config
-    )
-    for a, b in ((pipe.vae, again.vae), (pipe.autoencoder, again.autoencoder)):
-        ours, theirs = a.state_dict(), b.state_dict()
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
-    assert not again.vae.training and not again.autoencoder.training and again.scaler.clip == pipe.scaler.clip
+    folder = tmp_path / "deep" / "model"
+    pipe.save_pretrained(folder)
+    again = LatentVAEPipeline.from_pretrained(folder)
+    assert again.classes == CLASSES and again.scaler.clip == pipe.scaler.clip
+    for saved, loaded in ((pipe.vae, again.vae), (pipe.autoencoder, again.autoencoder)):
+        assert loaded.config == saved.config and not loaded.training
+        expected = saved.state_dict()
+        state = loaded.state_dict()
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+    drawn = draw(pipe, [0, 1, 2], generator=make_generator(9))
+    assert torch.equal(draw(again, [0, 1, 2], generator=make_generator(9)), drawn)
     x = torch.full((1, 3, 16, 16), 0.3)
-    assert torch.equal(
-        draw(pipe, [0, 1, 2], generator=make_generator(9)),
-        draw(again, [0, 1, 2], generator=make_generator(9)),
-    )
     assert torch.equal(pipe.reconstruct(x, [1]), again.reconstruct(x, [1]))
+
+
+def test_the_files_of_a_pipeline(pipe, tmp_path):
+    "What version 0.2 wrote: a folder that either version reads."
+    pipe.save_pretrained(tmp_path)
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    first = ["autoencoder/config.json", "autoencoder/model.safetensors"]
+    assert files == [*first, "pipeline.json", "vae/config.json", "vae/model.safetensors"]
+    about = json.loads((tmp_path / "pipeline.json").read_text())
+    assert list(about) == ["format", "classes", "shift", "scale", "clip"]
+    assert about["format"] == 1 and about["classes"] == list(CLASSES)
+
+
+def weight_bytes(folder) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
 
 
 def test_half_precision_files(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "full")
     pipe.save_pretrained(str(tmp_path / "half"), dtype=torch.float16)
-    sizes = [
-        sum(p.stat().st_size for p in (tmp_path / name).rglob("*.safetensors")) for name in ("full", "half")
-    ]
-    assert sizes[1] < 0.7 * sizes[0]
+    assert weight_bytes(tmp_path / "half") < 0.7 * weight_bytes(tmp_path / "full")
     half = LatentVAEPipeline.from_pretrained(tmp_path / "half")
     assert all(p.dtype == torch.float32 for p in half.vae.parameters())  # computing stays in float32
     assert next(pipe.vae.parameters()).dtype == torch.float32  # and saving changed nothing here
-    ours, theirs = (draw(p, [0, 1, 2], generator=make_generator(9)) for p in (pipe, half))
-    assert 0 < (ours - theirs).abs().max() < 0.02
+    drawn = draw(pipe, [0, 1, 2], generator=make_generator(9))
+    by_half = draw(half, [0, 1, 2], generator=make_generator(9))
+    assert 0 < (drawn - by_half).abs().max() < 0.02
 
 
 def test_no_pipeline(tmp_path):
@@ -219,13 +223,10 @@ def test_no_pipeline(tmp_path):
             LatentVAEPipeline.from_pretrained(path)
 
 
-@pytest.mark.parametrize(
-    "damage", ["short", "empty", "missing", "pickle", "about", "foreign", "fields", "version"]
-)
-def test_damaged_folder(pipe, tmp_path, damage):
-    folder = tmp_path / "model"
-    pipe.save_pretrained(folder)
-    weights, about = folder / "vae" / "model.safetensors", folder / "pipeline.json"
+def spoil(folder, damage: str) -> None:
+    "Damage a saved pipeline."
+    weights = folder / "vae" / "model.safetensors"
+    about = folder / "pipeline.json"
     content = json.loads(about.read_text())
     if damage == "short":
         weights.write_bytes(weights.read_bytes()[:999])
@@ -234,15 +235,26 @@ def test_damaged_folder(pipe, tmp_path, damage):
     elif damage == "missing":
         shutil.rmtree(folder / "vae")
     elif damage == "pickle":
-        torch.save(pipe.vae.state_dict(), weights)
+        torch.save({"weight": torch.zeros(3)}, weights)
     elif damage == "about":
         about.write_text('{"format": 1, ')
     elif damage == "foreign":
         about.write_text("[]")
     elif damage == "fields":
-        about.write_text(json.dumps({key: value for key, value in content.items() if key != "scale"}))
+        del content["scale"]
+        about.write_text(json.dumps(content))
     elif damage == "version":
-        about.write_text(json.dumps({**content, "format": 2}))
+        about.write_text(json.dumps(content | {"format": 2}))
+
+
+DAMAGES = ("short", "empty", "missing", "pickle", "about", "foreign", "fields", "version")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_folder(pipe, tmp_path, damage):
+    folder = tmp_path / "model"
+    pipe.save_pretrained(folder)
+    spoil(folder, damage)
     with pytest.raises(CfvaeError, match="model") as caught:
         LatentVAEPipeline.from_pretrained(folder)
     assert len(str(caught.value).splitlines()) <= 2
@@ -261,10 +273,9 @@ def test_wrong_labels_and_names(pipe):
 def test_parts_must_fit(pipe):
     with pytest.raises(CfvaeError, match="3 classes, but 2 names"):
         LatentVAEPipeline(pipe.autoencoder, pipe.vae, pipe.scaler, CLASSES[:2])
+    larger = Autoencoder(AutoencoderConfig(size=32, widths=(8, 8), groups=4))
     with pytest.raises(CfvaeError, match=r"\(4, 8, 8\), but the VAE models \(4, 4, 4\)"):
-        LatentVAEPipeline(
-            Autoencoder(AutoencoderConfig(size=32, widths=(8, 8), groups=4)), pipe.vae, pipe.scaler, CLASSES
-        )
+        LatentVAEPipeline(larger, pipe.vae, pipe.scaler, CLASSES)
 
 
 def test_unwritable_folder(pipe, tmp_path):
@@ -276,25 +287,22 @@ def test_unwritable_folder(pipe, tmp_path):
 def test_pixels_as_first_stage(tmp_path):
     seed_everything(0)
     stage = load_pretrained(describe_pretrained("pixels", 4))
-    pixels = LatentVAEPipeline(
-        stage,
-        HierarchicalVAE(HierarchicalVAEConfig(**(SIZES | {"data_channels": 3}))),
-        LatentScaler(0.0, 1.0),
-    )
+    vae = HierarchicalVAE(HierarchicalVAEConfig(**(SIZES | {"data_channels": 3})))
+    pixels = LatentVAEPipeline(stage, vae, LatentScaler(0.0, 1.0))
     images = torch.rand(2, 3, 4, 4) * 2 - 1
     assert torch.equal(pixels.reconstruct(images, depth=0), images)
     pixels.save_pretrained(tmp_path)
     again = LatentVAEPipeline.from_pretrained(tmp_path)
-    assert torch.equal(
-        draw(again, n=3, generator=make_generator(0)), draw(pixels, n=3, generator=make_generator(0))
-    )
+    drawn = draw(pixels, n=3, generator=make_generator(0))
+    assert torch.equal(draw(again, n=3, generator=make_generator(0)), drawn)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu():
     pipe = build()
-    wanted = draw(pipe, [0, 1, 2], guidance=Guidance(1, 1), generator=make_generator(0))
+    on_cpu = draw(pipe, [0, 1, 2], guidance=Guidance(1, 1), generator=make_generator(0))
     pipe.to("cuda")
-    found = draw(pipe, [0, 1, 2], guidance=Guidance(1, 1), generator=make_generator(0))
-    assert pipe.device.type == "cuda" and torch.allclose(found.cpu(), wanted, atol=1e-3)
+    on_gpu = draw(pipe, [0, 1, 2], guidance=Guidance(1, 1), generator=make_generator(0))
+    assert pipe.device.type == "cuda"
+    assert torch.allclose(on_gpu.cpu(), on_cpu, atol=1e-3)
     assert pipe.reconstruct(torch.zeros(2, 3, 16, 16), [0, 1]).device.type == "cuda"
