@@ -1,4 +1,6 @@
-"""Write the play page: python docs/play.py SITE. It exports the shipped model, and takes the program that runs it in a browser from npm."""
+"""Write the play page: python docs/play.py SITE.
+
+It exports the shipped model, and takes the program that runs it in a browser from npm."""
 
 import argparse
 import json
@@ -16,39 +18,35 @@ from cfvae.onnx_export import export_onnx
 from cfvae.pipeline import LatentVAEPipeline
 
 SOURCES = Path(__file__).parent / "play"
-RUNTIME = (
-    "ort.wasm.bundle.min.mjs",
-    "ort-wasm-simd-threaded.wasm",
-)  # the variant for the processor alone, which is much the smallest
+# the variant for the processor alone, which is much the smallest
+RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 
 
 def runtime(folder: Path) -> None:
-    "Put the two files of onnxruntime-web that the page needs into a folder, in the version that package.json names."
-    ((name, version),) = json.loads((SOURCES / "package.json").read_text(encoding="utf-8"))[
-        "dependencies"
-    ].items()
+    "Put the two files of onnxruntime-web that the page needs into a folder, as package.json names it."
+    package = json.loads((SOURCES / "package.json").read_text(encoding="utf-8"))
+    ((name, version),) = package["dependencies"].items()
     check(
         shutil.which("npm") is not None,
-        "the play page needs npm, which comes with Node.js: install Node.js 18 or newer (Debian: apt-get install npm)",
+        "the play page needs npm, which comes with Node.js: install Node.js 18 or newer "
+        "(Debian: apt-get install npm)",
     )
     with tempfile.TemporaryDirectory() as work:
         command = ["npm", "pack", f"{name}@{version}", "--silent", "--prefer-offline"]
         done = subprocess.run(command, cwd=work, capture_output=True, text=True)
-        check(
-            done.returncode == 0,
-            f"npm could not fetch {name} {version}: {' '.join(done.stderr.split())[:300] or 'is there a network?'}",
-        )
+        reason = " ".join(done.stderr.split())[:300] or "is there a network?"
+        check(done.returncode == 0, f"npm could not fetch {name} {version}: {reason}")
         with tarfile.open(next(Path(work).glob("*.tgz"))) as archive:
             for file in RUNTIME:
-                with (
-                    archive.extractfile(f"package/dist/{file}") as source,
-                    (folder / file).open("wb") as target,
-                ):
+                source = archive.extractfile(f"package/dist/{file}")
+                with source, (folder / file).open("wb") as target:
                     shutil.copyfileobj(source, target)
 
 
 def build(site: Path, model: str = "shapes") -> None:
-    "Write play.html, and the folder play with all that it loads, into a site. Raises `CfvaeError` where npm or a package is missing."
+    """Write play.html, and the folder play with all that it loads, into a site.
+
+    Raises `CfvaeError` where npm or a package is missing."""
     folder = site / "play"
     folder.mkdir(parents=True, exist_ok=True)
     runtime(folder)

@@ -73,12 +73,21 @@ function noise(seed) {
   return given || normal(seed, COUNT * about.inputs.noise[1]);
 }
 
+// How many numbers the first layers of a picture take; they stand at its beginning.
+function noiseOf(layers) {
+  return about.noise_shapes.slice(0, layers).reduce((sum, [c, h, w]) => sum + c * h * w, 0);
+}
+
 function inputs(wish, labels, mean, variance) {
   const total = about.inputs.noise[1], all = noise(wish.seed), values = new Float32Array(labels.length * total);
-  labels.forEach((_, i) => values.set(all.subarray(wish.view === "eight" ? i * total : 0, wish.view === "eight" ? (i + 1) * total : total), i * total));
+  const kept = noiseOf(wish.depth); // the layers after it get zeros: they take their prior's mean
+  labels.forEach((_, i) => {
+    const start = wish.view === "eight" ? i * total : 0; // tables have one noise throughout
+    values.set(all.subarray(start, start + kept), i * total);
+  });
   return {
     noise: values, labels,
-    temperature: about.noise_shapes.map((_, layer) => (layer < wish.depth ? wish.temperature : 0)),
+    temperature: about.resolutions.map(() => wish.temperature),
     mean_weight: about.resolutions.map(() => mean), var_weight: about.resolutions.map(() => variance),
   };
 }

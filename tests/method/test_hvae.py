@@ -20,6 +20,9 @@ from cfvae.hvae import (
     HierarchicalVAEOutput,
     TopDownBlock,
     TopDownDecoder,
+    per_level,
+    sample_guided,
+    sample_prior,
 )
 
 DEVICES = [
@@ -39,7 +42,7 @@ SMALL = {
 
 
 def build(seed=0, lively=True, **changes):
-    "A small model. A fresh one's prior does not depend on anything, so `lively` fills every parameter with noise."
+    "A small model. A fresh one's prior depends on nothing, so `lively` fills every parameter with noise."
     seed_everything(seed)
     model = HierarchicalVAE(HierarchicalVAEConfig(**{**SMALL, **changes}))
     if lively:
@@ -83,7 +86,7 @@ RAWS = ((0.0, -1.0), (-0.5, 0.4), (0.3, -0.8))
 def linear_gaussian_chain():
     """A model whose p(z) and q(z | x) are jointly Gaussian: one number per layer.
 
-    The state holds (z, -z) of the layer below; SiLU(z) - SiLU(-z) = z, so a mirrored pair passes every SiLU unharmed."""
+    The state holds (z, -z) of the layer below; SiLU(z) - SiLU(-z) = z, so a mirrored pair passes unharmed."""
     model = HierarchicalVAE(
         HierarchicalVAEConfig(
             data_channels=1,
@@ -128,7 +131,7 @@ def joint_distribution(which):
 
 
 def test_joint_kl_is_the_sum_of_layer_rates():
-    "The rates are quadratic in the noise, so an average over three well-chosen points per layer is their exact expectation."
+    "Rates are quadratic in the noise: their average over three well-chosen points per layer is exact."
     nodes, weights = (torch.tensor(t, dtype=torch.float32) for t in np.polynomial.hermite_e.hermegauss(3))
     weights = weights / weights.sum()
     eps = [e.reshape(27, 1, 1, 1) for e in torch.meshgrid(nodes, nodes, nodes, indexing="ij")]
@@ -202,7 +205,7 @@ def test_unconditional_half_ignores_the_label():
     model = build(num_classes=3)
     eps = model.noise(2, make_generator(0))
 
-    # with z from the null label's prior, the unconditional state must walk as in plain sampling without a label
+    # with z from the null label's prior, the unconditional state must walk as in sampling without a label
     seen = []
     model.sample(2, [0, 1], guidance=lambda c, u, level: seen.append((level, c, u)) or u, eps=eps)
     plain = []
@@ -530,7 +533,7 @@ def plain_loss(model, x, labels=None, **arguments):
 
 
 def test_gradients_reach_every_parameter():
-    "At the first step two kinds of weight wait for others to leave zero; after a few steps nothing but what is known to be idle is without gradient."
+    "At the first step two kinds of weight wait for others to leave zero; a few steps later none does."
     model = build(
         lively=False, num_classes=2, attention=(0, 1, 1), heads=(1, 2, 1), layers=(1, 2, 2), encoder_widths=4
     ).train()
@@ -671,6 +674,16 @@ def test_save_and_load(tmp_path):
 # configuration
 
 
+def test_a_single_number_stands_for_all_levels():
+    by_number = HierarchicalVAEConfig(resolutions=(1, 4), widths=8)
+    assert by_number == HierarchicalVAEConfig(resolutions=(1, 4), widths=(8,))
+    assert by_number.widths == (8, 8) and by_number.label_width == 0
+    assert HierarchicalVAEConfig(resolutions=8).resolutions == (8,)
+    assert per_level(0.5, 2, "temperature") == (0.5, 0.5) and per_level([1, 2], 2, "temperature") == (1, 2)
+    with pytest.raises(CfvaeError, match="temperature has 1 entries: give 2"):
+        per_level((0.5,), 2, "temperature")
+
+
 def test_config_spreads_numbers_over_levels():
     config = HierarchicalVAEConfig(resolutions=[1, 4, 8], widths=[8, 16, 32], layers=2)
     assert config.layers == (2, 2, 2) and config.widths == (8, 16, 32) and config.resolutions == (1, 4, 8)
@@ -785,6 +798,34 @@ def test_attention_stands_where_the_rule_puts_it():
         [i for i, part in enumerate(level) if isinstance(part, Attention)] for level in model.encoder.levels
     ]
     assert encoder == [[3, 5], [3], []]  # highest resolution first; after blocks 2 and 3; 2, counted from 0
+
+
+def test_the_walk_asks_where_z_comes_from_and_does_the_rest():
+    "Every layer once, lowest resolution first, with its own prior, the state and the level."
+    model, asked = build(num_classes=3), []
+    label = model.label_vectors([0, 1], 2)
+    eps = model.noise(2, make_generator(0))
+    noise = iter(eps)
+
+    def choose_z(p, block, h, level):
+        own, _ = block.prior(h, label)
+        assert torch.equal(own.mean, p.mean) and torch.equal(own.variance, p.variance)
+        asked.append((block, level))
+        return p.sample(next(noise))
+
+    h = model.decoder(2, choose_z, label)
+    assert asked == list(zip(model.decoder.blocks, [0, 1, 1, 2], strict=True))
+    assert torch.equal(model.decoder.output(h).mean, model.sample(2, [0, 1], eps=eps))
+
+
+def test_sampling_walks_are_those_of_the_model():
+    model = build(num_classes=3)
+    eps, temperatures = model.noise(2, make_generator(0)), (1.0, 0.5, 0.2)
+    label, both = model.label_vectors([0, 1], 2), model.label_vectors([0, 1, 3, 3], 4)
+    plain = sample_prior(model.decoder, 2, label, eps, temperatures).mean
+    assert torch.equal(plain, model.sample(2, [0, 1], temperature=temperatures, eps=eps))
+    guided = sample_guided(model.decoder, 2, both, eps, temperatures, leaning).mean
+    assert torch.equal(guided, model.sample(2, [0, 1], leaning, temperatures, eps))
 
 
 def test_parts_can_be_used_alone():
