@@ -16,8 +16,9 @@ __all__ = [
 
 # %% ../nbs/16_published_models.ipynb #bdd72443
 import re
-import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,142 +32,128 @@ from .latents import LatentScaler
 from .pipeline import LatentVAEPipeline
 from .pretrained import PretrainedAutoencoder, PretrainedConfig, import_diffusers
 
+# %% ../nbs/16_published_models.ipynb #2ca3d06b
+_CHURCH: dict[str, Any] = {
+    "resolution": 32,
+    "c": 192,  # width of the decoder, times c_mult
+    "c_enc": 192,  # width of the encoder, times c_mult
+    "c_mult": [1, 1, 1, 1, 1],
+    "dff_mult": [4, 4, 4, 4, 4],
+    "num_classes": 0,
+    "nlayers": [8, 8, 8, 8, 8],
+    "enc_nlayers": [4, 4, 4, 4, 4],
+    "num_attention": [4, 4, 4, 0, 0],
+    "num_attention_heads": [4, 8, 8, 0, 0],
+    "zdim": 16,
+    "datadim": 4,
+    "h_prior": False,  # is the prior learned?
+}
+
 
 # %% ../nbs/16_published_models.ipynb #bd41c40f
-def published_config(
-    arguments: typing.Mapping[str, typing.Any],  # the authors' constructor arguments
-    attention: str = "softmax",  # "published" for released weights, "softmax" for attention as its formula says
-) -> HierarchicalVAEConfig:
-    "The config that these arguments mean here. Raises `CfvaeError` for arguments that are missing or not known."
-    known = {
-        "resolution",
-        "c",
-        "c_enc",
-        "c_mult",
-        "dff_mult",
-        "num_classes",
-        "nlayers",
-        "enc_nlayers",
-        "num_attention",
-        "num_attention_heads",
-        "zdim",
-        "datadim",
-        "h_prior",
-    }
-    wrong = sorted(known ^ set(arguments))
-    check(
-        not wrong,
-        f"the config has to hold just the arguments {', '.join(sorted(known))}; missing or not known: {', '.join(wrong)}",
-    )
-    resolutions = [arguments["resolution"]]
+def _resolutions(highest: int) -> list[int]:
+    "Of the levels, highest first."
+    resolutions = [highest]
     while resolutions[-1] > 1:
-        resolutions.append(resolutions[-1] // 2 if resolutions[-1] > 4 else 1)
+        lowest = resolutions[-1]
+        resolutions.append(lowest // 2 if lowest > 4 else 1)
+    return resolutions
 
-    def levels(values, factor=1):
-        return tuple(factor * v for v in reversed(values))
+
+# %% ../nbs/16_published_models.ipynb #c9cec952
+def published_config(
+    arguments: Mapping[str, Any],  # the authors' constructor arguments
+    attention: str = "softmax",  # as its formula says; "published" for released weights
+) -> HierarchicalVAEConfig:
+    "The config that these arguments mean here. Raises `CfvaeError` where some are missing or unexpected."
+    expected = ", ".join(sorted(_CHURCH))
+    wrong = ", ".join(sorted(_CHURCH.keys() ^ set(arguments)))
+    check(not wrong, f"the config takes the arguments {expected}; missing or unexpected: {wrong}")
+
+    def per_level(name: str, factor: int = 1) -> tuple[int, ...]:
+        return tuple(factor * value for value in reversed(arguments[name]))
 
     return HierarchicalVAEConfig(
-        arguments["datadim"],
-        tuple(reversed(resolutions)),
-        levels(arguments["c_mult"], arguments["c"]),
-        levels(arguments["c_mult"], arguments["c_enc"]),
-        levels(arguments["dff_mult"]),
-        levels(arguments["nlayers"]),
-        levels(arguments["enc_nlayers"]),
-        levels(arguments["num_attention"]),
-        levels(arguments["num_attention_heads"]),
-        arguments["zdim"],
-        arguments["num_classes"],
-        arguments["h_prior"],
-        attention,
+        data_channels=arguments["datadim"],
+        resolutions=tuple(reversed(_resolutions(arguments["resolution"]))),
+        widths=per_level("c_mult", arguments["c"]),
+        encoder_widths=per_level("c_mult", arguments["c_enc"]),
+        multipliers=per_level("dff_mult"),
+        layers=per_level("nlayers"),
+        encoder_blocks=per_level("enc_nlayers"),
+        attention=per_level("num_attention"),
+        heads=per_level("num_attention_heads"),
+        latent_channels=arguments["zdim"],
+        num_classes=arguments["num_classes"],
+        learned_prior=arguments["h_prior"],
+        attention_mode=attention,
     )
 
 
 # %% ../nbs/16_published_models.ipynb #f4a9b183
-def _model(
-    resolution: int,
-    c: int,
-    layers: list[int],
-    blocks: list[int],
-    attention: list[int],
-    heads: list[int],
-    multipliers: list[int],
-    **others,
-) -> dict:
-    "Constructor arguments in the authors' form, highest resolution first."
-    return {
-        "resolution": resolution,
-        "c": c,
-        "c_enc": c,
-        "c_mult": [1] * len(layers),
-        "dff_mult": multipliers,
-        "num_classes": 0,
-        "nlayers": layers,
-        "enc_nlayers": blocks,
-        "num_attention": attention,
-        "num_attention_heads": heads,
-        "zdim": 16,
-        "datadim": 4,
-        "h_prior": False,
-        **others,
-    }
+PUBLISHED: dict[str, dict[str, Any]] = {}
+PUBLISHED["imagenet256_kl8"] = _CHURCH | {
+    "c": 256,
+    "c_enc": 384,
+    "dff_mult": [4, 6, 8, 10, 12],
+    "num_classes": 1000,
+    "nlayers": [10, 12, 10, 8, 8],
+    "enc_nlayers": [4, 5, 4, 3, 3],
+    "num_attention_heads": [4, 8, 8, 8, 8],
+    "h_prior": True,
+}
+PUBLISHED["bedroom"] = _CHURCH | {
+    "resolution": 64,
+    "c": 64,
+    "c_enc": 64,
+    "c_mult": [2, 2, 2, 3, 3, 3],
+    "dff_mult": [0, 4, 4, 4, 4, 4],
+    "nlayers": [8, 12, 10, 8, 6, 6],
+    "enc_nlayers": [4, 6, 5, 4, 3, 3],
+    "num_attention": [0, 4, 4, 4, 0, 0],
+    "num_attention_heads": [0, 4, 8, 8, 0, 0],
+    "datadim": 3,
+}
+PUBLISHED["church"] = _CHURCH
 
+# %% ../nbs/16_published_models.ipynb #93096e44
+PUBLISHED["bedroom_f8"] = _CHURCH | {"nlayers": [8, 8, 7, 6, 6], "enc_nlayers": [4, 4, 4, 3, 3]}
+PUBLISHED["bedroom_f16"] = _CHURCH | {
+    "resolution": 16,
+    "c_mult": [1, 1, 1, 1],
+    "dff_mult": [4, 4, 4, 4],
+    "nlayers": [10, 9, 8, 6],
+    "enc_nlayers": [5, 5, 4, 3],
+    "num_attention": [4, 4, 0, 0],
+    "num_attention_heads": [8, 8, 0, 0],
+    "datadim": 16,
+}
 
-PUBLISHED: dict[str, dict] = {
-    "imagenet256_kl8": _model(
-        32,
-        256,
-        [10, 12, 10, 8, 8],
-        [4, 5, 4, 3, 3],
-        [4, 4, 4, 0, 0],
-        [4, 8, 8, 8, 8],
-        [4, 6, 8, 10, 12],
-        c_enc=384,
-        num_classes=1000,
-        h_prior=True,
-    ),
-    "bedroom": _model(
-        64,
-        64,
-        [8, 12, 10, 8, 6, 6],
-        [4, 6, 5, 4, 3, 3],
-        [0, 4, 4, 4, 0, 0],
-        [0, 4, 8, 8, 0, 0],
-        [0, 4, 4, 4, 4, 4],
-        c_mult=[2, 2, 2, 3, 3, 3],
-        datadim=3,
-    ),
-    "church": _model(32, 192, [8] * 5, [4] * 5, [4, 4, 4, 0, 0], [4, 8, 8, 0, 0], [4] * 5),
-    "bedroom_f8": _model(
-        32, 192, [8, 8, 7, 6, 6], [4, 4, 4, 3, 3], [4, 4, 4, 0, 0], [4, 8, 8, 0, 0], [4] * 5
-    ),
-    "bedroom_f16": _model(
-        16, 192, [10, 9, 8, 6], [5, 5, 4, 3], [4, 4, 0, 0], [8, 8, 0, 0], [4] * 4, datadim=16
-    ),
-    "church256": _model(
-        256,
-        64,
-        [2, 5, 8, 8, 8, 8, 8, 8],
-        [2, 3, 4, 4, 4, 4, 4, 4],
-        [0, 0, 0, 4, 4, 4, 0, 0],
-        [0, 0, 0, 4, 8, 8, 0, 0],
-        [0, 0, 0, 4, 4, 4, 4, 4],
-        c_mult=[2, 2, 3, 3, 3, 3, 3, 3],
-        datadim=3,
-    ),  # the authors' file says 4 channels, of data that have 3
-    "church32": _model(32, 192, [8] * 5, [4] * 5, [4, 4, 4, 0, 0], [4, 8, 8, 0, 0], [4] * 5, datadim=3),
-    "cifar10_pixels": _model(
-        32,
-        128,
-        [14, 10, 7, 5, 3],
-        [10, 8, 8, 6, 3],
-        [0] * 5,
-        [0] * 5,
-        [0] * 5,
-        datadim=3,
-        num_classes=10,
-        h_prior=True,
-    ),
+# %% ../nbs/16_published_models.ipynb #1b2f9b9c
+PUBLISHED["church256"] = _CHURCH | {
+    "resolution": 256,
+    "c": 64,
+    "c_enc": 64,
+    "c_mult": [2, 2, 3, 3, 3, 3, 3, 3],
+    "dff_mult": [0, 0, 0, 4, 4, 4, 4, 4],
+    "nlayers": [2, 5, 8, 8, 8, 8, 8, 8],
+    "enc_nlayers": [2, 3, 4, 4, 4, 4, 4, 4],
+    "num_attention": [0, 0, 0, 4, 4, 4, 0, 0],
+    "num_attention_heads": [0, 0, 0, 4, 8, 8, 0, 0],
+    "datadim": 3,  # the authors' file says 4, of data that have 3
+}
+PUBLISHED["church32"] = _CHURCH | {"datadim": 3}
+PUBLISHED["cifar10_pixels"] = _CHURCH | {
+    "c": 128,
+    "c_enc": 128,
+    "dff_mult": [0, 0, 0, 0, 0],
+    "num_classes": 10,
+    "nlayers": [14, 10, 7, 5, 3],
+    "enc_nlayers": [10, 8, 8, 6, 3],
+    "num_attention": [0, 0, 0, 0, 0],
+    "num_attention_heads": [0, 0, 0, 0, 0],
+    "datadim": 3,
+    "h_prior": True,
 }
 
 
@@ -174,35 +161,44 @@ PUBLISHED: dict[str, dict] = {
 def read_weights(
     path: str | Path,  # a safetensors file, or a PyTorch file of plain tensors
 ) -> dict[str, torch.Tensor]:
-    "Names and tensors of a file of weights, on the CPU. Raises `CfvaeError` for files that are missing, damaged, or hold anything but tensors, such as code."
+    """Names and tensors of a file of weights, on the CPU.
+
+    Raises `CfvaeError` for a file that is missing, damaged, or holds anything but tensors, such as code."""
     path = Path(path)
     check(path.is_file(), f"there is no file {path}: give a file of weights, .safetensors or .pt")
     try:
-        found = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError) as error:
         raise CfvaeError(f"{path} cannot be read: {error}") from error
     except Exception as error:  # the ways in which a pickle can be refused or damaged
         raise CfvaeError(
-            f"{path} was refused: a PyTorch file is read as plain tensors only, and this one is damaged or holds something else ({type(error).__name__})"
+            f"{path} was refused: a PyTorch file is read as plain tensors only, "
+            f"and this one is damaged or holds something else ({type(error).__name__})"
         ) from error
-    found = found.get("state_dict", found) if isinstance(found, dict) else found
-    check(
-        isinstance(found, dict) and found and all(isinstance(v, torch.Tensor) for v in found.values()),
-        f"{path} holds no state dict: names with tensors are needed",
-    )
-    return found
+
+    if isinstance(content, dict):
+        content = content.get("state_dict", content)
+    check(_is_state_dict(content), f"{path} holds no state dict: names with tensors are needed")
+    return content
+
+
+def _is_state_dict(content: Any) -> bool:
+    values = content.values() if isinstance(content, dict) else []
+    return len(values) > 0 and all(isinstance(value, torch.Tensor) for value in values)
 
 
 # %% ../nbs/16_published_models.ipynb #36df8b16
 def read_header(
     path: str | Path,  # a file of weights
 ) -> dict[str, str]:
-    "What a safetensors file says of itself beside its tensors; nothing for other files. Raises `CfvaeError` for a damaged one."
-    if Path(path).suffix != ".safetensors" or not Path(path).is_file():
+    """What a safetensors file says of itself beside its tensors; nothing for other files.
+
+    Raises `CfvaeError` for a damaged one."""
+    path = Path(path)
+    if path.suffix != ".safetensors" or not path.is_file():
         return {}
     try:
         with safe_open(path, "pt") as file:
@@ -212,123 +208,125 @@ def read_header(
 
 
 # %% ../nbs/16_published_models.ipynb #898c9301
-_STEPS = ("conv1", "conv2", "dense1", "dense2")  # their names for the convolutions of a residual block
+_RENAMES = {  # here -> in the authors' files, one after the other
+    r"^decoder\.start": "initial_x",
+    r"^decoder\.head": "outproj",
+    r"^decoder\.levels\.(\d+)": r"layer_list.\1.layer_list",
+    r"^encoder\.project_in": "encoder.in_proj",
+    r"^encoder\.levels\.(\d+)": r"encoder.encoder_levels.\1.layer_list",
+    r"^embedding": "embed",
+    r"label_projection": "classproj",
+    r"layers\.0": "conv1",
+    r"layers\.1": "conv2",
+    r"layers\.2": "dense1",
+    r"layers\.3": "dense2",
+    r"join": "actsproj",
+    r"project_z": "zproj",
+    r"project_in": "qkvproj",
+    r"project_out": "outproj",
+}
 
 
-def _block_names(
-    block: ResidualBlock, here: str, there: str, wrapped: bool = False
-) -> typing.Iterator[tuple[str, str]]:
-    for k, layer in enumerate(
-        block.layers
-    ):  # there, the last convolution of a prior or posterior block stands in a wrapper
-        yield f"{here}.layers.{k}", f"{there}.{_STEPS[k]}{'.conv' if wrapped and layer is block.last else ''}"
-    yield f"{here}.label_projection", f"{there}.classproj"
+def _rename(name: str, renames: Mapping[str, str]) -> str:
+    for pattern, replacement in renames.items():
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
-def _level_names(level: nn.ModuleList, here: str, there: str) -> typing.Iterator[tuple[str, str]]:
-    for j, part in enumerate(level):
-        a, b = f"{here}.{j}", f"{there}.{j}"
-        if isinstance(part, Attention):
-            yield from (
-                (f"{a}.project_in", f"{b}.{'qproj' if part.heads == 1 else 'qkvproj'}"),
-                (f"{a}.project_out", f"{b}.outproj"),
-            )
-        elif isinstance(part, ResidualBlock):
-            yield from _block_names(part, a, b)
-        else:
-            yield from ((f"{a}.join", f"{b}.actsproj"), (f"{a}.project_z", f"{b}.zproj"))
-            for block in ("prior_block", "posterior_block", "shared_block"):
-                yield from _block_names(
-                    getattr(part, block), f"{a}.{block}", f"{b}.{block}", wrapped=block != "shared_block"
-                )
+# %% ../nbs/16_published_models.ipynb #3959bdbc
+def _moved_modules(model: HierarchicalVAE) -> dict[str, str]:
+    "Modules that the rules do not reach -> where they would have to stand for the rules to be right."
+    moved = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Attention) and module.heads == 1:
+            moved[f"{name}.project_in"] = f"{name}.qproj"
+        if isinstance(module, ResidualBlock) and name.endswith(("prior_block", "posterior_block")):
+            last = f"{name}.layers.{len(module.layers) - 1}"
+            moved[last] = f"{last}.conv"
 
-
-def _module_names(model: HierarchicalVAE) -> typing.Iterator[tuple[str, str]]:
-    yield from (
-        ("embedding", "embed"),
-        ("decoder.head", "outproj"),
-        ("encoder.project_in", "encoder.in_proj"),
-    )
     for i, level in enumerate(model.encoder.levels):
-        there = f"encoder.encoder_levels.{i}.layer_list"
-        yield from _level_names(level, f"encoder.levels.{i}", there)
-        yield (
-            f"encoder.downs.{i}.project",
-            f"{there}.{len(level)}.conv_layer",
-        )  # there, a change of width is the last layer of the level before it
+        parts = len(list(level.children()))
+        moved[f"encoder.downs.{i}.project"] = f"encoder.levels.{i}.{parts}.conv_layer"
     for i, level in enumerate(model.decoder.levels):
-        there = f"layer_list.{i}.layer_list"
-        yield from _level_names(level, f"decoder.levels.{i}", there)
-        yield f"decoder.ups.{i + 1}.project", f"{there}.{len(level)}.conv_layer"
+        parts = len(list(level.children()))
+        moved[f"decoder.ups.{i + 1}.project"] = f"decoder.levels.{i}.{parts}.conv_layer"
+    return moved
 
 
 def published_names(
     model: HierarchicalVAE,  # a model of the same sizes
 ) -> dict[str, str]:
     "The name of every parameter here -> its name in the authors' files."
-    modules, names = dict(_module_names(model)), {"decoder.start": "initial_x"}
+    moved = _moved_modules(model)
+    names = {}
     for name, _ in model.named_parameters():
         module, _, kind = name.rpartition(".")
-        names.setdefault(name, f"{modules.get(module)}.{kind}")
+        names[name] = _rename(f"{moved.get(module, module)}.{kind}", _RENAMES)
     return names
 
 
 # %% ../nbs/16_published_models.ipynb #399f1aad
 def _fill(
-    model: nn.Module, names: typing.Mapping[str, str], weights: typing.Mapping[str, torch.Tensor], what: str
+    model: nn.Module,  # changed in place, if all is well
+    names: Mapping[str, str],  # of every parameter -> its name among the weights
+    weights: Mapping[str, torch.Tensor],  # of the file
+    what: str,  # what to call the model in an error
 ) -> None:
-    "Put weights into a model, under the model's own names. Raises `CfvaeError` with a list where names or shapes do not agree; then the model is as it was."
-    wanted = {there: model.get_parameter(here).shape for here, there in names.items()}
-    wrong = [f"missing: {name}" for name in wanted if name not in weights] + [
-        f"not known: {name}" for name in weights if name not in wanted
-    ]
-    wrong += [
-        f"{name} has shape {tuple(weights[name].shape)}, the config asks for {tuple(shape)}"
-        for name, shape in wanted.items()
-        if name in weights and weights[name].shape != shape
-    ]
-    check(
-        not wrong,
-        f"{what}: the weights do not fit the config.\n"
-        + "\n".join(wrong[:8])
-        + (f"\n... and {len(wrong) - 8} more" if len(wrong) > 8 else ""),
-    )
+    """Put weights into a model.
+
+    Raises `CfvaeError` with a list where names or shapes do not agree; then the model is as it was."""
+    expected_shapes = {}
+    for name, weight_name in names.items():
+        expected_shapes[weight_name] = tuple(model.get_parameter(name).shape)
+    problems = [f"missing: {name}" for name in expected_shapes if name not in weights]
+    problems += [f"unexpected: {name}" for name in weights if name not in expected_shapes]
+    for name, expected_shape in expected_shapes.items():
+        if name in weights and weights[name].shape != expected_shape:
+            shape = tuple(weights[name].shape)
+            problems.append(f"{name} has shape {shape}, the config asks for {expected_shape}")
+    if len(problems) > 8:
+        problems[8:] = [f"... and {len(problems) - 8} more"]
+    check(not problems, "\n".join([f"{what}: the weights do not fit the config.", *problems]))
+
     with torch.no_grad():
-        for here, there in names.items():
-            model.get_parameter(here).copy_(weights[there])
+        for name, weight_name in names.items():
+            model.get_parameter(name).copy_(weights[weight_name])
+
+
+# %% ../nbs/16_published_models.ipynb #2b4ec2ca
+def _look_up(config: str | Mapping[str, Any], known: Mapping[str, Any], what: str) -> Mapping[str, Any]:
+    "Constructor arguments, or those that go by this name."
+    if not isinstance(config, str):
+        return config
+    names = ", ".join(known)
+    message = f"there is no {what} '{config}': use one of {names}, or give the constructor arguments"
+    check(config in known, message)
+    return known[config]
 
 
 def load_published(
-    weights: str
-    | Path
-    | typing.Mapping[
-        str, torch.Tensor
-    ],  # a file in the authors' layout (see `read_weights`), or its content; of a whole pipeline the VAE's part is taken
-    config: str
-    | typing.Mapping[str, typing.Any],  # the authors' constructor arguments, or the name of a published model
-    attention: str = "published",  # as the weights were trained; "softmax" runs them with attention as its formula says
+    weights: str | Path | Mapping[str, torch.Tensor],  # a file in the authors' layout, or its content
+    config: str | Mapping[str, Any],  # the authors' constructor arguments, or a published model's name
+    attention: str = "published",  # as it was trained; "softmax" runs attention as its formula says
 ) -> HierarchicalVAE:
-    "A released hierarchical VAE, in evaluation mode and float32. Raises `CfvaeError` where weights and config do not agree, and lists what does not."
-    arguments = _named_arguments(config) if isinstance(config, str) else config
-    found = weights if isinstance(weights, typing.Mapping) else read_weights(weights)
-    found = {
-        name.removeprefix("vae."): tensor for name, tensor in found.items() if not name.startswith("dae.")
-    }
+    """A released hierarchical VAE, in evaluation mode and float32. Of a whole pipeline, its VAE is taken.
+
+    Raises `CfvaeError` where weights and config do not agree, and lists what does not."""
+    arguments = _look_up(config, PUBLISHED, "published model")
+    if not isinstance(weights, Mapping):
+        weights = read_weights(weights)
+    vae_weights = {}
+    for name, tensor in weights.items():
+        if not name.startswith("dae."):  # the first stage
+            vae_weights[name.removeprefix("vae.")] = tensor
+
     model = HierarchicalVAE(published_config(arguments, attention))
-    _fill(model, published_names(model), found, "the VAE")
+    _fill(model, published_names(model), vae_weights, "the VAE")
     return model.eval()
 
 
-def _named_arguments(name: str) -> dict:
-    check(
-        name in PUBLISHED,
-        f"there is no published model '{name}': use one of {', '.join(PUBLISHED)}, or give the constructor arguments",
-    )
-    return PUBLISHED[name]
-
-
 # %% ../nbs/16_published_models.ipynb #83910de1
-_KL8 = {
+_KL_F8: dict[str, Any] = {
     "class": "AutoencoderKL",
     "embed_dim": 4,
     "ddconfig": {
@@ -344,125 +342,125 @@ _KL8 = {
         "dropout": 0.0,
     },
 }
-_VQ4 = {
+_VQ_F4: dict[str, Any] = {
     "class": "VQModelInterface",
     "embed_dim": 3,
     "n_embed": 8192,
-    "ddconfig": {**_KL8["ddconfig"], "double_z": False, "z_channels": 3, "ch_mult": [1, 2, 4]},
+    "ddconfig": _KL_F8["ddconfig"] | {"double_z": False, "z_channels": 3, "ch_mult": [1, 2, 4]},
 }
-RELEASED: dict[
-    str, dict
-] = {  # the pipelines whose weights the authors released: both stages, and the scale of the codes between them
-    "imagenet256_kl8": {"dae": _KL8, "vae": PUBLISHED["imagenet256_kl8"], "shift": 0.25, "scale": 4.4},
-    "church": {"dae": _KL8, "vae": PUBLISHED["church"], "shift": 0.25, "scale": 4.1},
-    "bedroom": {"dae": _VQ4, "vae": PUBLISHED["bedroom"], "shift": 0.075, "scale": 0.84},
+RELEASED: dict[str, dict[str, Any]] = {  # both stages, and the scale of the codes between them
+    "imagenet256_kl8": {"dae": _KL_F8, "vae": PUBLISHED["imagenet256_kl8"], "shift": 0.25, "scale": 4.4},
+    "church": {"dae": _KL_F8, "vae": PUBLISHED["church"], "shift": 0.25, "scale": 4.1},
+    "bedroom": {"dae": _VQ_F4, "vae": PUBLISHED["bedroom"], "shift": 0.075, "scale": 0.84},
 }
-_STAGE_RENAMES = [  # diffusers -> latent diffusion
-    (r"conv_norm_out", "norm_out"),
-    (r"mid_block\.attentions\.0", "mid.attn_1"),
-    (r"mid_block\.resnets\.0", "mid.block_1"),
-    (r"mid_block\.resnets\.1", "mid.block_2"),
-    (r"down_blocks\.(\d+)\.resnets", r"down.\1.block"),
-    (r"down_blocks\.(\d+)\.attentions", r"down.\1.attn"),
-    (r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample"),
-    (r"resnets", "block"),
-    (r"attentions", "attn"),
-    (r"upsamplers\.0", "upsample"),
-    (r"conv_shortcut", "nin_shortcut"),
-    (r"group_norm", "norm"),
-    (r"to_([qkv])\b", r"\1"),
-    (r"to_out\.0", "proj_out"),
-]
+
+# %% ../nbs/16_published_models.ipynb #433335c6
+_STAGE_RENAMES = {  # in diffusers -> in latent diffusion, one after the other
+    r"conv_norm_out": "norm_out",
+    r"mid_block\.attentions\.0": "mid.attn_1",
+    r"mid_block\.resnets\.0": "mid.block_1",
+    r"mid_block\.resnets\.1": "mid.block_2",
+    r"down_blocks\.(\d+)": r"down.\1",
+    r"downsamplers\.0": "downsample",
+    r"upsamplers\.0": "upsample",
+    r"resnets": "block",
+    r"attentions": "attn",
+    r"conv_shortcut": "nin_shortcut",
+    r"group_norm": "norm",
+    r"to_([qkv])\b": r"\1",
+    r"to_out\.0": "proj_out",
+}
 
 
 def _stage_names(model: nn.Module, levels: int) -> dict[str, str]:
-    "Every parameter's name in diffusers -> its name in latent diffusion, which counts the decoder's levels from the other end."
+    "Every parameter's name in diffusers -> its name in latent diffusion."
+
+    def count_down(match: re.Match[str]) -> str:
+        return f"up.{levels - 1 - int(match[1])}"
+
     names = {}
     for name, _ in model.named_parameters():
-        there = re.sub(r"up_blocks\.(\d+)", lambda found: f"up.{levels - 1 - int(found[1])}", name)
-        for pattern, replacement in _STAGE_RENAMES:
-            there = re.sub(pattern, replacement, there)
-        names[name] = there
+        counted_down = re.sub(r"up_blocks\.(\d+)", count_down, name)
+        names[name] = _rename(counted_down, _STAGE_RENAMES)
     return names
 
 
-def _first_stage(
-    weights: typing.Mapping[str, torch.Tensor],
-    config: typing.Mapping[str, typing.Any],
-    shift: float,
-    scale: float,
-) -> PretrainedAutoencoder:
-    "The autoencoder of a released pipeline, from weights in latent diffusion's layout."
-    dd, quantised = config["ddconfig"], config["class"].startswith("VQ")
-    check(
-        config["embed_dim"] == dd["z_channels"],
-        f"embed_dim is {config['embed_dim']} and z_channels {dd['z_channels']}: only equal ones can be represented in diffusers",
-    )
-    attended = [dd["resolution"] // 2**i in dd["attn_resolutions"] for i in range(len(dd["ch_mult"]))]
-    sizes = {
-        "in_channels": dd["in_channels"],
-        "out_channels": dd["out_ch"],
-        "block_out_channels": tuple(dd["ch"] * m for m in dd["ch_mult"]),
-        "layers_per_block": dd["num_res_blocks"],
-        "down_block_types": tuple("AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in attended),
-        "up_block_types": tuple(
-            "AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in reversed(attended)
-        ),
-        "latent_channels": dd["z_channels"],
-        "sample_size": dd["resolution"],
+# %% ../nbs/16_published_models.ipynb #72ef188c
+def _build_first_stage(config: Mapping[str, Any]) -> nn.Module:
+    "The network of diffusers that these arguments of latent diffusion mean."
+    sizes = config["ddconfig"]
+    embed_dim = config["embed_dim"]
+    channels = sizes["z_channels"]
+    message = f"embed_dim is {embed_dim} and z_channels {channels}: diffusers knows only equal ones"
+    check(embed_dim == channels, message)
+
+    resolutions = [sizes["resolution"] // 2**i for i in range(len(sizes["ch_mult"]))]
+    kinds = ["Attn" if resolution in sizes["attn_resolutions"] else "" for resolution in resolutions]
+    widths = tuple(sizes["ch"] * factor for factor in sizes["ch_mult"])
+    down_blocks = tuple(f"{kind}DownEncoderBlock2D" for kind in kinds)
+    up_blocks = tuple(f"{kind}UpDecoderBlock2D" for kind in reversed(kinds))
+    arguments = {
+        "in_channels": sizes["in_channels"],
+        "out_channels": sizes["out_ch"],
+        "block_out_channels": widths,
+        "layers_per_block": sizes["num_res_blocks"],
+        "down_block_types": down_blocks,
+        "up_block_types": up_blocks,
+        "latent_channels": channels,
+        "sample_size": sizes["resolution"],
     }
-    library = import_diffusers()
-    model = (
-        library.VQModel(**sizes, vq_embed_dim=config["embed_dim"], num_vq_embeddings=config["n_embed"])
-        if quantised
-        else library.AutoencoderKL(**sizes)
-    )
-    squeezed = {
-        name: tensor[:, :, 0, 0] if ".attn" in name and tensor.ndim == 4 else tensor
-        for name, tensor in weights.items()
-    }  # there, 1x1 convolutions; here, linear maps
-    _fill(model, _stage_names(model, len(attended)), squeezed, "the autoencoder")
-    return PretrainedAutoencoder(
-        model,
-        PretrainedConfig(
-            "released", dd["resolution"], dd["z_channels"], 2 ** (len(attended) - 1), shift, scale
-        ),
-    )
+    diffusers = import_diffusers()
+    if config["class"].startswith("VQ"):
+        return diffusers.VQModel(**arguments, vq_embed_dim=embed_dim, num_vq_embeddings=config["n_embed"])
+    return diffusers.AutoencoderKL(**arguments)
 
 
+# %% ../nbs/16_published_models.ipynb #3a91857c
+def _load_first_stage(
+    weights: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+) -> PretrainedAutoencoder:
+    "The autoencoder of a released pipeline."
+    stage_weights = {}
+    for full_name, tensor in weights.items():
+        if full_name.startswith("dae.") and not full_name.startswith("dae.loss."):
+            name = full_name.removeprefix("dae.")
+            one_by_one = ".attn" in name and tensor.ndim == 4  # a convolution there, a linear map here
+            stage_weights[name] = tensor[:, :, 0, 0] if one_by_one else tensor
+
+    model = _build_first_stage(config["dae"])
+    sizes = config["dae"]["ddconfig"]
+    levels = len(sizes["ch_mult"])
+    _fill(model, _stage_names(model, levels), stage_weights, "the autoencoder")
+    first_stage = PretrainedConfig(
+        source="released",
+        size=sizes["resolution"],
+        latent_channels=sizes["z_channels"],
+        factor=2 ** (levels - 1),
+        shift=config["shift"],
+        scale=config["scale"],
+    )
+    return PretrainedAutoencoder(model, first_stage)
+
+
+# %% ../nbs/16_published_models.ipynb #6e13bebb
 def load_published_pipeline(
-    weights: str
-    | Path
-    | typing.Mapping[
-        str, torch.Tensor
-    ],  # a file with both stages in the authors' layout (see `read_weights`), or its content
+    weights: str | Path | Mapping[str, torch.Tensor],  # a file in the authors' layout, or its content
     config: str
-    | typing.Mapping[
-        str, typing.Any
-    ],  # the name of a released pipeline, or {"dae": ..., "vae": ..., "shift": ..., "scale": ...} with the constructor arguments of both
+    | Mapping[str, Any],  # a key of `RELEASED`, or {"dae": ..., "vae": ..., "shift": ..., "scale": ...}
     attention: str = "published",  # as the weights were trained
-    classes: typing.Sequence[str] = (),  # class names, if they are to have better ones than their numbers
+    classes: Sequence[str] = (),  # class names, if they are to have better ones than their numbers
 ) -> LatentVAEPipeline:
-    "A released pipeline, both stages, ready to draw. Raises `CfvaeError` where weights and config do not agree, and lists what does not."
-    if isinstance(config, str):
-        check(
-            config in RELEASED,
-            f"there is no released pipeline '{config}': use one of {', '.join(RELEASED)}, or give the constructor arguments",
-        )
-        config = RELEASED[config]
+    """A released pipeline, both stages, ready to draw.
+
+    Raises `CfvaeError` where weights and config do not agree, and lists what does not."""
+    config = _look_up(config, RELEASED, "released pipeline")
     missing = [key for key in ("dae", "vae", "shift", "scale") if key not in config]
     check(not missing, f"the config of a pipeline lacks {', '.join(missing)}")
-    found = weights if isinstance(weights, typing.Mapping) else read_weights(weights)
-    stage = {
-        name.removeprefix("dae."): tensor
-        for name, tensor in found.items()
-        if name.startswith("dae.") and not name.startswith("dae.loss.")
-    }
-    vae = load_published(found, config["vae"], attention)
-    names = classes or tuple(map(str, range(vae.config.num_classes)))
-    return LatentVAEPipeline(
-        _first_stage(stage, config["dae"], config["shift"], config["scale"]),
-        vae,
-        LatentScaler(config["shift"], config["scale"]),
-        names,
-    )
+    if not isinstance(weights, Mapping):
+        weights = read_weights(weights)
+
+    vae = load_published(weights, config["vae"], attention)
+    autoencoder = _load_first_stage(weights, config)
+    scaler = LatentScaler(config["shift"], config["scale"])
+    names = classes or [str(label) for label in range(vae.config.num_classes)]
+    return LatentVAEPipeline(autoencoder, vae, scaler, names)

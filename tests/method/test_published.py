@@ -1,9 +1,9 @@
-"""Tests of cfvae.published: every published model has its size, and released weights give the authors' numbers.
+"""Tests of cfvae.published: every model has its published size, and weights give the authors' numbers.
 
-The numbers come from files that the authors' own code wrote with random weights. They are not part of this repository; the tests that need them
-look in CFVAE_FIXTURES, or in shared/fixtures beside the repository, and are skipped where there are none."""
+The numbers come from files that the authors' own code wrote with random weights. They are not part of this
+repository; the tests that need them look in CFVAE_FIXTURES, or in shared/fixtures beside the repository, and
+are skipped where there are none."""
 
-import dataclasses
 import json
 import os
 import re
@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from cfvae.blocks import Attention
-from cfvae.core import CfvaeError, count_parameters, seed_everything
+from cfvae.core import CfvaeError, config_to_dict, count_parameters, seed_everything
 from cfvae.guidance import Guidance
 from cfvae.hvae import HierarchicalVAE
 from cfvae.pipeline import LatentVAEPipeline
@@ -29,17 +29,16 @@ from cfvae.published import (
     read_header,
     read_weights,
 )
-from cfvae.runs.presets import published_recipe
-from cfvae.runs.presets import PRESETS, preset
 from cfvae.recipes import recipe_from_dict
-from cfvae.core import config_to_dict
+from cfvae.runs.presets import describe, preset
+from cfvae.runs.published_presets import published_recipe
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = Path(os.environ.get("CFVAE_FIXTURES", ROOT.parent / "shared" / "fixtures")) / "published-layout"
 needs_fixtures = pytest.mark.skipif(
     not FIXTURES.is_dir(), reason="the authors' numbers are not here: set CFVAE_FIXTURES"
 )
-MODES = ("published", "softmax")
+OTHER_MODE = {"published": "softmax", "softmax": "published"}
 SMALL = {
     "resolution": 8,
     "c": 8,
@@ -68,74 +67,73 @@ def small(attention="published", **changes) -> HierarchicalVAE:
 
 def layout(model) -> dict[str, torch.Tensor]:
     "A model's weights under the authors' names."
-    return {
-        there: model.get_parameter(here).detach().clone() for here, there in published_names(model).items()
-    }
+    weights = {}
+    for name, published_name in published_names(model).items():
+        weights[published_name] = model.get_parameter(name).detach().clone()
+    return weights
 
 
 def fixture(name) -> tuple[dict, dict[str, torch.Tensor]]:
     "The constructor arguments and the stored inputs and outputs."
     with safe_open(FIXTURES / f"{name}.weights.safetensors", "pt") as file:
-        return json.loads(file.metadata()["config"]), load_file(FIXTURES / f"{name}.io.safetensors")
+        arguments = json.loads(file.metadata()["config"])
+    return arguments, load_file(FIXTURES / f"{name}.io.safetensors")
 
 
 def noise(io, kind) -> list[torch.Tensor]:
     return [io[key] for key in sorted(io) if key.startswith(f"{kind}/noise/")]
 
 
+def close(actual, expected) -> bool:
+    return torch.allclose(actual, expected, atol=1e-4, rtol=0)
+
+
 # --- the authors' numbers
 
 
 @needs_fixtures
-@pytest.mark.parametrize("attention", MODES)
+@pytest.mark.parametrize("attention", OTHER_MODE)
 @pytest.mark.parametrize("name", ["conditional", "unconditional"])
 def test_the_authors_numbers(name, attention):
     arguments, io = fixture(name)
-    model, labels = (
-        load_published(FIXTURES / f"{name}.weights.safetensors", arguments, attention),
-        io.get("input/y"),
-    )
+    labels = io.get("input/y")
+    model = load_published(FIXTURES / f"{name}.weights.safetensors", arguments, attention)
     with torch.no_grad():
         out = model(io["input/x"], labels, eps=noise(io, "forward"))
     mean, raw = io[f"{attention}/forward/out"].chunk(2, dim=1)
-    assert torch.allclose(out.distribution.mean, mean, atol=1e-4, rtol=0)
-    assert torch.allclose(out.distribution.variance.log(), raw, atol=1e-4, rtol=0)
-    assert torch.allclose(out.rates, io[f"{attention}/forward/kl"], atol=1e-4, rtol=0)
-    assert torch.allclose(
-        model.sample(3, labels, eps=noise(io, "sample_plain")),
-        io[f"{attention}/sample_plain/out"],
-        atol=1e-4,
-        rtol=0,
-    )
+    assert close(out.distribution.mean, mean)
+    assert close(out.distribution.variance.log(), raw)
+    assert close(out.rates, io[f"{attention}/forward/kl"])
+
+    drawn = model.sample(3, labels, eps=noise(io, "sample_plain"))
+    assert close(drawn, io[f"{attention}/sample_plain/out"])
     if labels is not None:
         guided = model.sample(3, labels, Guidance(1.5, 3.0), eps=noise(io, "sample_guided"))
-        assert torch.allclose(guided, io[f"{attention}/sample_guided/out"], atol=1e-4, rtol=0)
-    other = io[f"{MODES[attention == 'published']}/sample_plain/out"]
-    assert (
-        model.sample(3, labels, eps=noise(io, "sample_plain")) - other
-    ).abs().max() > 1e-3  # the modes differ, so the test can tell them apart
+        assert close(guided, io[f"{attention}/sample_guided/out"])
+
+    # the modes differ, so the test can tell them apart
+    other = io[f"{OTHER_MODE[attention]}/sample_plain/out"]
+    assert (drawn - other).abs().max() > 1e-3
 
 
 @needs_fixtures
 @pytest.mark.parametrize("kind", ["kl", "vq"])
 def test_the_authors_pipelines(kind, tmp_path):
     arguments, io = fixture(f"pipeline-{kind}")
-    pipe = load_published_pipeline(FIXTURES / f"pipeline-{kind}.weights.safetensors", arguments)
+    file = FIXTURES / f"pipeline-{kind}.weights.safetensors"
+    assert json.loads(read_header(file)["config"]) == arguments
+
+    pipe = load_published_pipeline(file, arguments)
     z = pipe.autoencoder.encode(io["input/images"])
-    assert torch.allclose(z, io["encode/latents"], atol=1e-4, rtol=0)
-    assert torch.allclose(pipe.autoencoder.decode(z), io["decode/of_encoded"], atol=1e-4, rtol=0)
-    assert torch.allclose(
-        pipe.decode(io["input/standardised_latents"]), io["decode/of_standardised"], atol=1e-4, rtol=0
-    )
+    assert close(z, io["encode/latents"])
+    assert close(pipe.autoencoder.decode(z), io["decode/of_encoded"])
+    decoded = pipe.decode(io["input/standardised_latents"])
+    assert close(decoded, io["decode/of_standardised"])
+
     pipe.save_pretrained(tmp_path)
     again = LatentVAEPipeline.from_pretrained(tmp_path)
-    assert torch.equal(
-        again.decode(io["input/standardised_latents"]), pipe.decode(io["input/standardised_latents"])
-    )
-    assert (
-        len(again(n=2).images) == 2
-        and json.loads(read_header(FIXTURES / f"pipeline-{kind}.weights.safetensors")["config"]) == arguments
-    )
+    assert torch.equal(again.decode(io["input/standardised_latents"]), decoded)
+    assert len(again(n=2).images) == 2
 
 
 # --- sizes and recipes
@@ -161,58 +159,47 @@ def test_published_parameter_counts(name, millions):
 def test_counts_that_need_a_word():
     with torch.device("meta"):
         imagenet = HierarchicalVAE(published_config(PUBLISHED["imagenet256_kl8"]))
-        church = HierarchicalVAE(
-            published_config(PUBLISHED["church256"] | {"datadim": 4})
-        )  # the authors' file counts four data channels
-    drawing = sum(
-        p.numel()
-        for name, p in imagenet.named_parameters()
-        if not (name.startswith("encoder") or "posterior_block" in name or ".join." in name)
-    )
-    assert round(drawing / 1e6, 2) == 206.15 and round(count_parameters(church) / 1e6, 2) == 143.32
+        # the authors' file counts four data channels
+        church = HierarchicalVAE(published_config(PUBLISHED["church256"] | {"datadim": 4}))
+    assert round(count_parameters(church) / 1e6, 2) == 143.32
+
+    drawing = 0
+    for name, parameter in imagenet.named_parameters():
+        if not name.startswith("encoder") and "posterior_block" not in name and ".join." not in name:
+            drawing += parameter.numel()
+    assert round(drawing / 1e6, 2) == 206.15
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "imagenet-256-small"])
 def test_presets(name):
     recipe = preset(name)
-    assert (
-        recipe.name == name
-        and recipe_from_dict(json.loads(json.dumps(config_to_dict(recipe)))) == recipe
-        and PRESETS[name].__doc__
-    )
+    assert recipe.name == name and describe(name)
+    assert recipe_from_dict(json.loads(json.dumps(config_to_dict(recipe)))) == recipe
     assert recipe.vae.attention_mode == "softmax"  # what is trained here attends
     assert recipe.vae_training.skip_norm == 300 * recipe.vae.data_channels * recipe.vae.resolution**2
 
 
 def test_constants_of_the_papers():
-    imagenet, bedroom, church256, cifar = (
-        preset(name) for name in ("imagenet256_kl8", "bedroom", "church256", "cifar10_pixels")
-    )
-    assert (imagenet.vae.resolutions, imagenet.vae.layers, imagenet.vae.multipliers) == (
-        (1, 4, 8, 16, 32),
-        (8, 8, 10, 12, 10),
-        (12, 10, 8, 6, 4),
-    )
-    assert (
-        imagenet.vae_training.learning_rate,
-        imagenet.objective.sigma_q,
-        imagenet.objective.label_drop,
-    ) == (3e-4, 0.07, 0.1)
-    assert (
-        bedroom.vae_training.batch_size,
-        bedroom.vae_training.accumulate,
-        bedroom.objective.steepness,
-        bedroom.objective.label_drop,
-    ) == (256, 4, 2000, 0)
+    imagenet = preset("imagenet256_kl8")
+    assert imagenet.vae.resolutions == (1, 4, 8, 16, 32)
+    assert imagenet.vae.layers == (8, 8, 10, 12, 10)
+    assert imagenet.vae.multipliers == (12, 10, 8, 6, 4)
+    assert imagenet.vae_training.learning_rate == 3e-4
+    assert imagenet.objective.sigma_q == 0.07
+    assert imagenet.objective.label_drop == 0.1
+
+    bedroom = preset("bedroom")
+    assert (bedroom.vae_training.batch_size, bedroom.vae_training.accumulate) == (256, 4)
+    assert (bedroom.objective.steepness, bedroom.objective.label_drop) == (2000, 0)
+
+    church256 = preset("church256")
     shares = church256.objective.shares(church256.vae.layers)
-    assert shares[-1] / shares[0] == pytest.approx(256) and shares.sum() == pytest.approx(
-        66.7, abs=0.1
-    )  # most for the highest resolution
-    assert (
-        cifar.vae_training.optimizer,
-        cifar.vae_training.final_learning_rate,
-        cifar.autoencoder.source,
-    ) == ("adamax", 3e-4, "pixels")
+    assert shares[-1] / shares[0] == pytest.approx(256)  # most for the highest resolution
+    assert shares.sum() == pytest.approx(66.7, abs=0.1)
+
+    cifar = preset("cifar10_pixels")
+    assert cifar.autoencoder.source == "pixels"
+    assert (cifar.vae_training.optimizer, cifar.vae_training.final_learning_rate) == ("adamax", 3e-4)
 
 
 # --- names
@@ -228,48 +215,59 @@ def test_round_trip_through_the_layout(changes, tmp_path):
     again = load_published(tmp_path / "w.safetensors", SMALL | changes)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, again.get_parameter(name)), name
-    assert not again.training and all(
-        block.mode == "published" for block in again.modules() if isinstance(block, Attention)
-    )
+    assert not again.training
+    attention = [block for block in again.modules() if isinstance(block, Attention)]
+    assert all(block.mode == "published" for block in attention)
 
 
-def test_some_names_by_hand():
-    names = published_names(small())
-    assert names["decoder.start"] == "initial_x" and names["embedding.weight"] == "embed.weight"
-    assert (
-        names["decoder.levels.1.0.prior_block.layers.3.weight"]
-        == "layer_list.1.layer_list.0.prior_block.dense2.conv.weight"
-    )
-    assert (
-        names["decoder.levels.2.0.posterior_block.layers.1.bias"]
-        == "layer_list.2.layer_list.0.posterior_block.conv2.conv.bias"
-    )  # a plain block ends in conv2
-    assert (
-        names["decoder.levels.2.0.shared_block.layers.1.bias"]
-        == "layer_list.2.layer_list.0.shared_block.conv2.bias"
-    )
-    assert (
-        names["encoder.downs.1.project.weight"] == "encoder.encoder_levels.1.layer_list.3.conv_layer.weight"
-    )  # after two blocks and one attention layer
-    assert names["decoder.ups.1.project.weight"] == "layer_list.0.layer_list.1.conv_layer.weight"
+@pytest.mark.parametrize(
+    ("name", "published_name"),
+    [
+        ("decoder.start", "initial_x"),
+        ("embedding.weight", "embed.weight"),
+        (
+            "decoder.levels.1.0.prior_block.layers.3.weight",
+            "layer_list.1.layer_list.0.prior_block.dense2.conv.weight",
+        ),
+        (  # a plain block ends in conv2
+            "decoder.levels.2.0.posterior_block.layers.1.bias",
+            "layer_list.2.layer_list.0.posterior_block.conv2.conv.bias",
+        ),
+        (
+            "decoder.levels.2.0.shared_block.layers.1.bias",
+            "layer_list.2.layer_list.0.shared_block.conv2.bias",
+        ),
+        (  # after two blocks and one attention layer
+            "encoder.downs.1.project.weight",
+            "encoder.encoder_levels.1.layer_list.3.conv_layer.weight",
+        ),
+        ("decoder.ups.1.project.weight", "layer_list.0.layer_list.1.conv_layer.weight"),
+    ],
+)
+def test_some_names_by_hand(name, published_name):
+    assert published_names(small())[name] == published_name
+
+
+def test_one_head_projects_the_query_alone():
+    names = published_names(small(num_attention_heads=[0, 1, 0])).values()
+    assert any(".qproj." in name for name in names)
+    assert not any(".qkvproj." in name for name in names)
 
 
 def test_what_does_not_fit_is_listed():
     weights = layout(small())
-    for spoil, needle in (
-        (lambda w: w.pop("initial_x"), "missing: initial_x"),
-        (lambda w: w.update(extra=torch.zeros(1)), "not known: extra"),
-        (
-            lambda w: w.update(initial_x=torch.zeros(1, 16, 2, 2)),
-            r"initial_x has shape \(1, 16, 2, 2\), the config asks for \(1, 16, 1, 1\)",
-        ),
+    missing = {name: tensor for name, tensor in weights.items() if name != "initial_x"}
+    unexpected = weights | {"extra": torch.zeros(1)}
+    misshapen = weights | {"initial_x": torch.zeros(1, 16, 2, 2)}
+    shapes = r"initial_x has shape \(1, 16, 2, 2\), the config asks for \(1, 16, 1, 1\)"
+    for spoiled, message in (
+        (missing, "missing: initial_x"),
+        (unexpected, "unexpected: extra"),
+        (misshapen, shapes),
+        ({}, "and [0-9]+ more"),
     ):
-        spoiled = dict(weights)
-        spoil(spoiled)
-        with pytest.raises(CfvaeError, match=needle):
+        with pytest.raises(CfvaeError, match=message):
             load_published(spoiled, SMALL)
-    with pytest.raises(CfvaeError, match="and [0-9]+ more"):
-        load_published({}, SMALL)
 
 
 def test_configs_that_are_wrong():
@@ -344,21 +342,18 @@ def test_files_that_hold_no_weights(tmp_path):
 
 def test_every_named_defect_has_its_test():
     cells = json.loads((ROOT / "nbs" / "16_published_models.ipynb").read_text(encoding="utf-8"))["cells"]
-    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", "".join("".join(cell["source"]) for cell in cells))
+    text = "".join("".join(cell["source"]) for cell in cells)
+    named = re.findall(r"`(tests/\w+/test_\w+\.py)::(test_\w+)`", text)
     assert len(named) >= 15
     for file, name in named:
-        assert f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), f"{file} has no {name}"
+        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file} has no {name}"
 
 
 def test_released_pipelines_agree_with_the_presets():
     for name, config in RELEASED.items():
-        first = published_recipe(name).autoencoder
-        dd = config["dae"]["ddconfig"]
-        assert (first.size, first.latent_channels, first.factor) == (
-            dd["resolution"],
-            dd["z_channels"],
-            2 ** (len(dd["ch_mult"]) - 1),
-        )
-        assert dataclasses.asdict(published_config(config["vae"])) == dataclasses.asdict(
-            published_recipe(name).vae
-        )
+        recipe = published_recipe(name)
+        sizes = config["dae"]["ddconfig"]
+        assert recipe.autoencoder.size == sizes["resolution"]
+        assert recipe.autoencoder.latent_channels == sizes["z_channels"]
+        assert recipe.autoencoder.factor == 2 ** (len(sizes["ch_mult"]) - 1)
+        assert recipe.vae == published_config(config["vae"])
