@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..pretrained import PretrainedConfig
-from ..recipes import Recipe, is_pretrained
+from ..recipes import Recipe
 from ..runs.callbacks import read_log
 from ..runs.folder import load_model, load_recipe
 from ..runs.presets import PRESETS, describe, preset
@@ -40,7 +40,7 @@ def _describe_recipe(recipe: Recipe, purpose: str) -> list[str]:
     size = recipe.autoencoder.size
     first, second = count_millions(recipe.autoencoder, recipe.vae)
     steps = f"{recipe.vae_training.steps}"
-    if not is_pretrained(recipe):
+    if not recipe.is_pretrained:
         steps = f"{recipe.autoencoder_training.steps}\n+ {steps}"
     return [
         describe_shape([size, size]),

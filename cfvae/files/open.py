@@ -116,8 +116,8 @@ def _open_cifar10(size: int, train: bool, cache: str | Path) -> ImageDataset:
 
 def _resized(dataset: ImageDataset, size: int) -> typing.Iterator[Decoded]:
     "Every image at another size, as `decode_image` would give it."
-    for image in dataset.images:
-        picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+    for image in np.asarray(dataset.images):
+        picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
         square = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
         yield np.asarray(square).transpose(2, 0, 1).copy(), picture.width
 

@@ -1,17 +1,27 @@
 """The folder of a run: claimed, locked, read again."""
 
 import json
-import os
+import typing
 from pathlib import Path
 
 from ..autoencoder import Autoencoder
-from ..checkpoints import list_checkpoints
+from ..checkpoints import list_checkpoints, write_synced
 from ..core import CfvaeError, check, config_to_dict
 from ..data import ImageDataset
 from ..pipeline import LatentVAEPipeline, find_model, load_local
-from ..pretrained import PretrainedAutoencoder, load_pretrained
-from ..recipes import Recipe, is_pretrained, recipe_from_dict
+from ..pretrained import PretrainedAutoencoder, PretrainedConfig, load_pretrained
+from ..recipes import Recipe, recipe_from_dict
 from .hub import load as load_from_hub
+
+
+STAGES = ("autoencoder", "vae")
+MAY_DIFFER = {
+    "device",
+    "accumulate",
+    "log_every",
+    "sample_every",
+    "checkpoint_every",
+}  # of a run and its resumption
 
 
 def load_recipe(
@@ -22,89 +32,99 @@ def load_recipe(
     check(path.is_file(), f"{out} is not a run folder: it holds no recipe.json")
     try:
         return recipe_from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:  # not JSON, or not a recipe; `CfvaeError` is a ValueError
+    except (ValueError, TypeError, AttributeError) as error:  # not JSON, or not a recipe
+        reason = str(error).splitlines()[0]
         raise CfvaeError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}): restore it from a copy, or train into another folder"
+            f"{path} cannot be read ({reason}): restore it from a copy, or train into another folder"
         ) from None
 
 
-def refuse_begun(out: Path, resume: bool) -> bool:
-    "Whether the folder holds a run that has saved something. Raises `CfvaeError` if so, unless it is to be resumed."
-    begun = (out / "recipe.json").exists() and (
-        any(list_checkpoints(out / stage / "checkpoints") for stage in ("autoencoder", "vae"))
-        or (out / "autoencoder" / "model").exists()
-    )
+def refuse_begun(
+    out: Path,  # a run folder, or one that may become a run's
+    resume: bool,  # whether a run that is there is wanted
+) -> bool:
+    """Whether the folder holds a run that has saved something.
+
+    Raises `CfvaeError` if so, unless it is to be resumed."""
+    checkpoints = [list_checkpoints(out / stage / "checkpoints") for stage in STAGES]
+    saved = any(checkpoints) or (out / "autoencoder" / "model").exists()
+    begun = saved and (out / "recipe.json").exists()
     check(
         resume or not begun, f"{out} already holds a run: go on with it by --resume, or choose another --out"
     )
     return begun
 
 
-def claim_run(out: Path, recipe: Recipe, images: ImageDataset, resume: bool) -> None:
-    "Claim the run folder: refuse to overwrite a run, or to resume it as another one. A run that failed before it saved anything is no hindrance."
-    path, begun = out / "recipe.json", refuse_begun(out, resume)
-    wanted = json.loads(json.dumps(config_to_dict(recipe)))
-    if begun:
-        different = _differences(json.loads(json.dumps(config_to_dict(load_recipe(out)))), wanted)
-        check(
-            not different,
-            f"{out} was begun with another recipe ({'; '.join(different[:3])}): resume it with the same settings, or choose another --out",
-        )
-        before = (
-            json.loads((out / "data.json").read_text(encoding="utf-8"))
-            if (out / "data.json").is_file()
-            else {"fingerprint": images.fingerprint}
-        )
-        check(
-            before["fingerprint"] == images.fingerprint,
-            f"{out} was begun with other images ({before.get('images')} of them, {len(images)} now): "
-            "the data has changed since. Bring the old images back, or choose another --out",
-        )
-    _write_json(
-        out / "data.json",
-        {"fingerprint": images.fingerprint, "images": len(images), "classes": images.classes},
+def claim_run(
+    out: Path,  # the run folder
+    recipe: Recipe,  # what is to be trained
+    images: ImageDataset,  # on what
+    resume: bool,  # whether a run that is there is to be taken up
+) -> None:
+    """Note recipe and data in the run folder.
+
+    Raises `CfvaeError` rather than overwrite a run, or resume it as another one. A run that failed before it
+    saved anything is no hindrance."""
+    if refuse_begun(out, resume):
+        _check_same_recipe(out, recipe)
+        _check_same_images(out, images)
+    about = {"fingerprint": images.fingerprint, "images": len(images), "classes": images.classes}
+    _write_json(out / "data.json", about)
+    _write_json(out / "recipe.json", config_to_dict(recipe))
+
+
+def _check_same_recipe(out: Path, recipe: Recipe) -> None:
+    begun_with = _plain(config_to_dict(load_recipe(out)))
+    changed = _differences(begun_with, _plain(config_to_dict(recipe)))
+    check(
+        not changed,
+        f"{out} was begun with another recipe ({'; '.join(changed[:3])}): "
+        "resume it with the same settings, or choose another --out",
     )
-    _write_json(path, wanted)
 
 
-def _write_json(path: Path, value: dict) -> None:
-    "Write a small file so that it is whole or not there."
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+def _check_same_images(out: Path, images: ImageDataset) -> None:
+    path = out / "data.json"
+    if not path.is_file():  # nothing speaks against it
+        return
+    begun_with = json.loads(path.read_text(encoding="utf-8"))
+    check(
+        begun_with["fingerprint"] == images.fingerprint,
+        f"{out} was begun with other images ({begun_with.get('images')} of them, {len(images)} now): "
+        "the data has changed since. Bring the old images back, or choose another --out",
+    )
 
 
-_MAY_DIFFER = {
-    "device",
-    "accumulate",
-    "log_every",
-    "sample_every",
-    "checkpoint_every",
-}  # without changing what is learned
+def _plain(fields: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    "As JSON gives it back: lists in the place of tuples."
+    return json.loads(json.dumps(fields))
 
 
-def _differences(found: dict, wanted: dict, prefix: str = "") -> list[str]:
+def _write_json(path: Path, value: dict[str, typing.Any]) -> None:
+    write_synced(path, json.dumps(value, indent=1).encode())
+
+
+def _differences(before: dict[str, typing.Any], now: dict[str, typing.Any], prefix: str = "") -> list[str]:
+    "The settings that decide what is learned and have changed, one line each."
     lines = []
-    for key in wanted:
-        a, b = found.get(key), wanted[key]
-        if isinstance(b, dict) and isinstance(a, dict):
-            lines += _differences(a, b, f"{prefix}{key}.")
-        elif a != b and key not in _MAY_DIFFER:
-            lines.append(f"{prefix}{key}: {a} there, {b} now")
+    for key, value in now.items():
+        earlier = before.get(key)
+        if isinstance(value, dict) and isinstance(earlier, dict):
+            lines += _differences(earlier, value, f"{prefix}{key}.")
+        elif earlier != value and key not in MAY_DIFFER:
+            lines.append(f"{prefix}{key}: {earlier} there, {value} now")
     return lines
 
 
 def load_autoencoder(
     out: str | Path,  # a run folder
 ) -> Autoencoder | PretrainedAutoencoder:
-    "The run's autoencoder, trained or pretrained. Raises `CfvaeError` where its stage has not been finished, or a pretrained one is not there any more."
-    recipe = load_recipe(out)
-    if is_pretrained(recipe):
-        return load_pretrained(recipe.autoencoder)
+    """The run's autoencoder, trained or pretrained.
+
+    Raises `CfvaeError` where its stage has not been finished, or a pretrained one is not there any more."""
+    config = load_recipe(out).autoencoder
+    if isinstance(config, PretrainedConfig):
+        return load_pretrained(config)
     folder = Path(out) / "autoencoder" / "model"
     check(
         (folder / "config.json").is_file(),
@@ -114,22 +134,19 @@ def load_autoencoder(
 
 
 def load_model(
-    path: str
-    | Path,  # a run folder, a saved pipeline, the name of one that comes with the package, or hub:owner/name
+    model: str | Path,  # a run folder, a saved pipeline, the name of a shipped one, or hub:owner/name
 ) -> LatentVAEPipeline:
     "The pipeline that is meant. Raises `CfvaeError` where there is none."
-    if str(path).startswith("hub:") and not Path(path).exists():
-        return load_from_hub(str(path).removeprefix("hub:"))
-    path = find_model(path)
+    if str(model).startswith("hub:") and not Path(model).exists():
+        return load_from_hub(str(model).removeprefix("hub:"))
+    path = find_model(model)
     check(path.exists(), f"there is nothing at {path}: give a run folder or a saved pipeline")
-    run = (path / "recipe.json").exists()
-    inner = path / "pipeline" if run else path
-    check(
-        run or (inner / "pipeline.json").is_file(),
-        f"{path} is neither a run folder (no recipe.json) nor a saved pipeline (no pipeline.json)",
-    )
-    check(
-        (inner / "pipeline.json").is_file(),
-        f"{path} holds no model yet: a run has one once its second stage was trained",
-    )
-    return LatentVAEPipeline.from_pretrained(inner)
+    if not (path / "recipe.json").exists():
+        saved = (path / "pipeline.json").is_file()
+        check(
+            saved, f"{path} is neither a run folder (no recipe.json) nor a saved pipeline (no pipeline.json)"
+        )
+        return LatentVAEPipeline.from_pretrained(path)
+    trained = (path / "pipeline" / "pipeline.json").is_file()
+    check(trained, f"{path} holds no model yet: a run has one once its second stage was trained")
+    return LatentVAEPipeline.from_pretrained(path / "pipeline")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..core import config_to_dict
 from ..pretrained import PretrainedConfig
-from ..recipes import Recipe, is_pretrained
+from ..recipes import Recipe
 from .measure import Measurements
 from .opened import Run, strengths
 from .presets import PRESETS
@@ -84,7 +84,7 @@ def train_command(
 def _changed_settings(recipe: Recipe) -> dict[str, typing.Any]:
     "Where a recipe differs from its preset, but for what --data and --autoencoder tell."
     told = {"data", "vae.num_classes"}  # the number of classes follows from the data
-    if is_pretrained(recipe):
+    if recipe.is_pretrained:
         told |= {key for key in _flat(recipe) if key.startswith("autoencoder.")}
     before = _flat(PRESETS[recipe.name]())
     changed = {}

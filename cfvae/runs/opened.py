@@ -77,8 +77,7 @@ def strengths(
     recipe: Recipe,  # what was trained
 ) -> list[Guidance]:
     "Guidance weights to compare: off, 1 / 1 and 2 / 2 where the model can be guided, otherwise off alone."
-    can_be_guided = recipe.conditional and recipe.vae.learned_prior and recipe.objective.label_drop > 0
-    weights = (0, 1, 2) if can_be_guided else (0,)
+    weights = (0, 1, 2) if recipe.guidable else (0,)
     return [Guidance(weight, weight) for weight in weights]
 
 

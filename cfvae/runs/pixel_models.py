@@ -1,5 +1,7 @@
 """The two pixel models of lessons 08 and 09: the same network, with and without a schedule of nats."""
 
+import typing
+
 from ..core import check, seed_everything
 from ..data import Shapes
 from ..hvae import HierarchicalVAE, HierarchicalVAEConfig
@@ -12,9 +14,9 @@ PIXEL_MODEL = HierarchicalVAEConfig(
     resolutions=(1, 4, 8, 16),
     widths=(64, 64, 48, 24),
     encoder_widths=(64, 64, 48, 24),
-    multipliers=0,
-    layers=2,
-    encoder_blocks=1,
+    multipliers=(0, 0, 0, 0),
+    layers=(2, 2, 2, 2),
+    encoder_blocks=(1, 1, 1, 1),
     latent_channels=8,
 )
 PIXEL_TRAINING = TrainingConfig(
@@ -49,7 +51,7 @@ def train_pixel_model(
     model = HierarchicalVAE(PIXEL_MODEL)
     images = Shapes(40000, size=16)
     state = fit(model, images, vae_loss(objective), PIXEL_TRAINING, [ProgressBar(name)])
-    return state.ema.module.eval()
+    return typing.cast(HierarchicalVAE, state.ema.module)
 
 
 def ship_pixel_models(

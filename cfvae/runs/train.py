@@ -1,16 +1,17 @@
 """From images to a saved model, both stages."""
 
+import contextlib
+import copy
 import dataclasses
 import typing
-import torch
-import copy
-from cfvae.core import check, get_device, make_generator, seed_everything
 from pathlib import Path
-from cfvae.runs.callbacks import JsonLog, PictureLog, ProgressBar, TensorBoardLog, TimeLimit
-from cfvae.training import TrainingConfig, TrainingState, fit, join_processes
 
-from ..autoencoder import Autoencoder
-from ..autoencoder_loss import first_stage, first_stage_loss, the_autoencoder
+import torch
+from accelerate import PartialState
+
+from ..autoencoder import Autoencoder, AutoencoderConfig
+from ..autoencoder_loss import TwoPlayers, autoencoder_of, first_stage, first_stage_loss
+from ..core import check, get_device, make_generator, seed_everything
 from ..data import ImageDataset, hold_out
 from ..files.codes import encode_dataset
 from ..files.lock import FolderLock
@@ -20,132 +21,147 @@ from ..hvae import HierarchicalVAE
 from ..latents import LatentDataset, LatentScaler
 from ..objective import vae_loss
 from ..pipeline import LatentVAEPipeline
-from ..pretrained import PretrainedAutoencoder, load_pretrained
-from ..recipes import Recipe, is_pretrained
-from .callbacks import Checkpointer, StopOnSignal
-from .folder import claim_run, refuse_begun, load_autoencoder
+from ..pretrained import PretrainedAutoencoder, PretrainedConfig, load_pretrained
+from ..recipes import Recipe
+from ..training import Callback, TrainingConfig, TrainingState, fit, join_processes
+from .callbacks import Checkpointer, JsonLog, PictureLog, ProgressBar, StopOnSignal, TensorBoardLog, TimeLimit
+from .folder import claim_run, load_autoencoder, refuse_begun
+
+FirstStage = Autoencoder | PretrainedAutoencoder
+SHOWN = 8  # held-out images in the pictures of a run
 
 
 def prepare(
     recipe: Recipe,  # what to train
     dataset: ImageDataset,  # on what
 ) -> tuple[Recipe, ImageDataset, ImageDataset]:
-    "The recipe with the data's number of classes, the training images and the held-out ones."
+    """The recipe with the data's number of classes, the training images and the held-out ones.
+
+    Raises `CfvaeError` where the images do not fit the recipe."""
+    size = recipe.autoencoder.size
     check(
-        dataset.size == recipe.autoencoder.size,
-        f"{dataset.name}: images are {dataset.size} pixels wide, the recipe wants {recipe.autoencoder.size}",
+        dataset.size == size,
+        f"{dataset.name}: images are {dataset.size} pixels wide, the recipe wants {size}",
     )
     check(len(dataset) >= 2, f"{dataset.name}: one image is not enough to train on")
     classes = require_classes(dataset) if recipe.conditional else 0
-    train, held = hold_out(dataset, min(recipe.held_out, max(1, len(dataset) // 10)))
-    trained = [] if is_pretrained(recipe) else [("autoencoder_training", len(train))]
-    for part, count in [*trained, ("vae_training", len(train) * (1 + recipe.flip))]:
-        size = getattr(recipe, part).batch_size
-        check(
-            size <= count,
-            f"{part}.batch_size is {size}, but {dataset.name} has {count} training images: --set {part}.batch_size={count} or less",
-        )
+    train_images, held = hold_out(dataset, min(recipe.held_out, max(1, len(dataset) // 10)))
+    _check_batch_sizes(recipe, train_images)
     vae = dataclasses.replace(recipe.vae, num_classes=classes)
-    return dataclasses.replace(recipe, vae=vae), train, held
+    return dataclasses.replace(recipe, vae=vae), train_images, held
 
 
-def _callbacks(
-    folder: Path,
-    recipe_training: TrainingConfig,
-    title: str,
-    resume: bool,
-    draw: typing.Callable,
-    shown: int,
-    extra: typing.Sequence,
-) -> list:
+def _check_batch_sizes(recipe: Recipe, images: ImageDataset) -> None:
+    examples = {"vae_training": len(images) * (2 if recipe.flip else 1)}  # a code for every mirror image
+    if not recipe.is_pretrained:
+        examples = {"autoencoder_training": len(images), **examples}
+    for part, count in examples.items():
+        batch_size = getattr(recipe, part).batch_size
+        check(
+            batch_size <= count,
+            f"{part}.batch_size is {batch_size}, but {images.name} has {count} training images: "
+            f"--set {part}.batch_size={count} or less",
+        )
+
+
+def _watchers(
+    folder: Path,  # of the stage
+    config: TrainingConfig,  # of the stage
+    resume: bool,  # go on from the newest checkpoint
+    draw: typing.Callable[[typing.Any], torch.Tensor],  # averaged model -> images
+    columns: int,  # images per row
+    extra: typing.Sequence[Callback],  # further callbacks
+) -> list[Callback]:
     "Who watches a stage. The checkpointer comes first, so that the others see the step it resumes from."
     return [
-        Checkpointer(folder / "checkpoints", recipe_training.checkpoint_every, resume),
+        Checkpointer(folder / "checkpoints", config.checkpoint_every, resume),
         JsonLog(folder / "log.jsonl"),
         TensorBoardLog(folder / "tensorboard"),
-        PictureLog(folder / "pictures", draw, columns=shown),
-        ProgressBar(title),
+        PictureLog(folder / "pictures", draw, columns),
+        ProgressBar(folder.name),
         *extra,
     ]
 
 
 def train_autoencoder(
     recipe: Recipe,  # from `prepare`
-    train: ImageDataset,  # images
-    held: ImageDataset,  # images for the pictures
+    images: ImageDataset,  # to train on
+    held: ImageDataset,  # for the pictures
     out: Path,  # the run folder
     resume: bool,  # go on from the newest checkpoint
-    extra: typing.Sequence = (),  # further callbacks
+    extra: typing.Sequence[Callback] = (),  # further callbacks
 ) -> TrainingState:
     "Stage one; the averaged model is saved in `out`/autoencoder/model once its last step is done."
-    shown = held.batch(range(min(8, len(held))))[0]
+    folder = out / "autoencoder"
+    config = recipe.autoencoder_training
+    shown, _ = held.batch(range(min(SHOWN, len(held))))
 
-    def draw(model):
-        images = shown.to(next(model.parameters()).device)
-        return torch.cat([images, model(images)])
+    def draw(model: Autoencoder) -> torch.Tensor:
+        originals = shown.to(next(model.parameters()).device)
+        return torch.cat([originals, model(originals)])
 
-    seed_everything(recipe.autoencoder_training.seed)
-    folder, config = out / "autoencoder", recipe.autoencoder_training
-    model, loss_fn = (
-        first_stage(recipe.autoencoder, recipe.autoencoder_loss),
-        first_stage_loss(recipe.autoencoder_loss, recipe.flip),
-    )
-    state = fit(
-        model,
-        train,
-        loss_fn,
-        config,
-        _callbacks(folder, config, "autoencoder", resume, draw, len(shown), extra),
-    )
+    seed_everything(config.seed)
+    sizes = recipe.autoencoder
+    assert isinstance(sizes, AutoencoderConfig), "a borrowed first stage is not trained"
+    model = first_stage(sizes, recipe.autoencoder_loss)
+    loss_fn = first_stage_loss(recipe.autoencoder_loss, recipe.flip)
+    state = fit(model, images, loss_fn, config, _watchers(folder, config, resume, draw, len(shown), extra))
     if state.step == config.steps and state.is_main:
-        the_autoencoder(state.ema.module).cpu().save_pretrained(folder / "model")
+        averaged = typing.cast(Autoencoder | TwoPlayers, state.ema.module)
+        autoencoder_of(averaged).cpu().save_pretrained(folder / "model")
     return state
+
+
+def _vae_pictures(
+    recipe: Recipe,
+    held: ImageDataset,
+    pipeline: typing.Callable[[HierarchicalVAE], LatentVAEPipeline],
+) -> typing.Callable[[HierarchicalVAE], torch.Tensor]:
+    "What draws stage two's pictures: held-out images, reconstructions, samples, guided samples."
+    shown, labels = held.batch(range(min(SHOWN, len(held))))
+    known_labels = labels if recipe.conditional else None
+    sample_labels = torch.arange(len(shown)) % recipe.vae.num_classes if recipe.conditional else None
+    strengths = [None, Guidance(1.0, 1.0)] if recipe.guidable else [None]
+
+    def draw(model: HierarchicalVAE) -> torch.Tensor:
+        pipe = pipeline(model)
+        rows = [shown, pipe.reconstruct(shown, known_labels)]
+        for guidance in strengths:
+            noise = make_generator(0)  # the same in both rows and at every step
+            samples = pipe(sample_labels, len(shown), guidance, generator=noise, output_type="pt").images
+            rows.append(samples * 2 - 1)
+        return torch.cat([row.cpu() for row in rows])
+
+    return draw
 
 
 def train_vae(
     recipe: Recipe,  # from `prepare`
-    autoencoder: Autoencoder | PretrainedAutoencoder,  # trained
+    autoencoder: FirstStage,  # trained
     latents: LatentDataset,  # codes of the training images
-    held: ImageDataset,  # images for the pictures
+    held: ImageDataset,  # for the pictures
     out: Path,  # the run folder
     resume: bool,  # go on from the newest checkpoint
-    extra: typing.Sequence = (),  # further callbacks
+    extra: typing.Sequence[Callback] = (),  # further callbacks
 ) -> TrainingState:
-    "Stage two; the pipeline with the averaged model is saved in `out`/pipeline, also where training was stopped early."
-    folder, config, classes = out / "vae", recipe.vae_training, latents.classes if recipe.conditional else ()
-    shown, labels = held.batch(range(min(8, len(held))))
-    labels = labels if recipe.conditional else None
-    wanted = torch.arange(len(shown)) % max(recipe.vae.num_classes, 1) if recipe.conditional else None
-    guidance = (
-        Guidance(1.0, 1.0)
-        if recipe.conditional and recipe.vae.learned_prior and recipe.objective.label_drop > 0
-        else None
-    )
+    """Stage two; the pipeline with the averaged model is saved in `out`/pipeline.
 
-    def pipeline(model):
-        return LatentVAEPipeline(autoencoder, model, copy.deepcopy(latents.scaler), classes).to(
-            model.decoder.start.device
-        )
+    It is saved where training was stopped early, too."""
+    folder = out / "vae"
+    config = recipe.vae_training
+    classes = latents.classes if recipe.conditional else ()
 
-    def draw(model):
-        pipe = pipeline(model)
-        rows = [shown.to(pipe.device), pipe.reconstruct(shown, labels)]
-        for g in [None] + ([guidance] if guidance else []):  # the same noise in both rows and at every step
-            rows.append(
-                pipe(wanted, len(shown), g, generator=make_generator(0), output_type="pt").images * 2 - 1
-            )
-        return torch.cat([row.cpu() for row in rows])
+    def pipeline(model: HierarchicalVAE) -> LatentVAEPipeline:
+        scaler = copy.deepcopy(latents.scaler)
+        return LatentVAEPipeline(autoencoder, model, scaler, classes).to(model.decoder.start.device)
 
+    draw = _vae_pictures(recipe, held, pipeline)
+    watchers = _watchers(folder, config, resume, draw, min(SHOWN, len(held)), extra)
     seed_everything(config.seed)
-    state = fit(
-        HierarchicalVAE(recipe.vae),
-        latents,
-        vae_loss(recipe.objective),
-        config,
-        _callbacks(folder, config, "vae", resume, draw, len(shown), extra),
-    )
+    state = fit(HierarchicalVAE(recipe.vae), latents, vae_loss(recipe.objective), config, watchers)
     if state.is_main:
-        pipeline(state.ema.module.cpu()).save_pretrained(out / "pipeline")
+        averaged = typing.cast(HierarchicalVAE, state.ema.module)
+        pipeline(averaged.cpu()).save_pretrained(out / "pipeline")
     return state
 
 
@@ -158,33 +174,23 @@ def train(
     max_minutes: float | None = None,  # stop after so long, whatever the stage
     signals: StopOnSignal | None = None,  # one's own, to ask afterwards which signal it `received`
 ) -> bool:
-    "Train both stages into a run folder. True where all that was asked for is done, False where it was stopped before; `resume` takes it up again."
-    check(stage in ("all", "autoencoder", "vae"), f"stage is '{stage}': use all, autoencoder or vae")
-    check(
-        stage != "autoencoder" or not is_pretrained(recipe),
-        "the autoencoder of this recipe is pretrained: there is nothing to train in stage one",
-    )
-    borrowed = (
-        load_pretrained(recipe.autoencoder) if is_pretrained(recipe) else None
-    )  # where it is missing, complain before the images are opened
-    signals = signals or StopOnSignal()
-    extra = [signals] + ([TimeLimit(max_minutes)] if max_minutes is not None else [])
-    for config in (recipe.autoencoder_training, recipe.vae_training):
-        get_device(config.device)  # complain before anything is written
+    """Train both stages into a run folder: True where all that was asked for is done.
+
+    False: it was stopped, and `resume` takes it up again. Raises `CfvaeError` where it cannot be done."""
     out = Path(out)
+    signals = signals or StopOnSignal()
+    extra: list[Callback] = [signals] if max_minutes is None else [signals, TimeLimit(max_minutes)]
+
+    # complain before the images are opened, which may take long, and before anything is written
+    _check_request(recipe, stage)
+    borrowed = _borrow(recipe)
     processes = join_processes(recipe.vae_training.device)
-    refuse_begun(out, resume)  # before the images are opened, which may take long
-    with processes.main_process_first():  # the first process decodes the images, the others find them decoded
-        dataset = open_dataset(data, recipe.autoencoder.size) if isinstance(data, str) else data
-    recipe, images, held = prepare(
-        dataclasses.replace(recipe, data=data if isinstance(data, str) else dataset.name), dataset
-    )
-    known = (
-        LatentScaler(recipe.autoencoder.shift, recipe.autoencoder.scale)
-        if borrowed and recipe.autoencoder.scale is not None
-        else None
-    )
-    with FolderLock(out):
+    refuse_begun(out, resume)
+
+    dataset = _open_images(data, recipe, processes)
+    source = data if isinstance(data, str) else dataset.name
+    recipe, images, held = prepare(dataclasses.replace(recipe, data=source), dataset)
+    with FolderLock(out) if processes.is_main_process else contextlib.nullcontext():
         if processes.is_main_process:
             claim_run(out, recipe, images, resume)
         processes.wait_for_everyone()
@@ -195,9 +201,40 @@ def train(
             if stage == "autoencoder" or not done or signals.received:  # a signal may come at the last step
                 return stage == "autoencoder" and done
         autoencoder = (borrowed or load_autoencoder(out)).to(get_device(recipe.vae_training.device))
-        with processes.main_process_first():
-            latents = encode_dataset(autoencoder, images, out / "latents", recipe.flip, scaler=known)
-        return (
-            train_vae(recipe, autoencoder, latents, held, out, resume, extra).step
-            == recipe.vae_training.steps
-        )
+        latents = _encode(recipe, autoencoder, images, out, processes)
+        state = train_vae(recipe, autoencoder, latents, held, out, resume, extra)
+        return state.step == recipe.vae_training.steps
+
+
+def _check_request(recipe: Recipe, stage: str) -> None:
+    check(stage in ("all", "autoencoder", "vae"), f"stage is '{stage}': use all, autoencoder or vae")
+    check(
+        stage != "autoencoder" or not recipe.is_pretrained,
+        "the autoencoder of this recipe is pretrained: there is nothing to train in stage one",
+    )
+    for config in (recipe.autoencoder_training, recipe.vae_training):
+        get_device(config.device)
+
+
+def _borrow(recipe: Recipe) -> PretrainedAutoencoder | None:
+    "The first stage, where the recipe takes it as it is."
+    config = recipe.autoencoder
+    return load_pretrained(config) if isinstance(config, PretrainedConfig) else None
+
+
+def _open_images(data: str | ImageDataset, recipe: Recipe, processes: PartialState) -> ImageDataset:
+    "The images; the first process decodes them, the others find them decoded."
+    with processes.main_process_first():
+        return open_dataset(data, recipe.autoencoder.size) if isinstance(data, str) else data
+
+
+def _encode(
+    recipe: Recipe, autoencoder: FirstStage, images: ImageDataset, out: Path, processes: PartialState
+) -> LatentDataset:
+    "The codes of the training images, made once and kept in the run's folder."
+    config = recipe.autoencoder
+    scaler = None  # measured on the codes
+    if isinstance(config, PretrainedConfig) and config.shift is not None and config.scale is not None:
+        scaler = LatentScaler(config.shift, config.scale)
+    with processes.main_process_first():
+        return encode_dataset(autoencoder, images, out / "latents", recipe.flip, scaler=scaler)
