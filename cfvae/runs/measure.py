@@ -73,7 +73,7 @@ class PSNR:
 class Nats:
     "Means over held-out images with z from the posterior, in nats per image."
 
-    rates: list[float]  # of every stochastic layer, lowest resolution first (08.5)
+    rates: list[float]  # of every stochastic layer, lowest resolution first (08.1)
     rate: float  # their sum
     distortion: float  # of data blurred by sigma_q (09.1)
     band: list[list[float]] | None  # [low, high] of every rate by the schedule (09.3); None without one
