@@ -14,8 +14,9 @@ TURN = 1.0  # seconds
 class Client(NotebookClient):
     """A notebook client that does not miss the kernel's answer.
 
-    Where a cell makes widgets, nbclient sends messages of its own while it waits, and one of them may use up the wake-up that
-    announced the answer (nbclient issue 312): it then waits for ever, the kernel idle. Waiting in short turns looks again."""
+    Where a cell makes widgets, nbclient sends messages of its own while it waits, and one of them may use up
+    the wake-up that announced the answer (nbclient issue 312): it then waits for ever, the kernel idle.
+    Waiting in short turns looks again."""
 
     async def async_start_new_kernel_client(self):
         client = await super().async_start_new_kernel_client()
@@ -40,7 +41,7 @@ def execute(
     folder: Path,  # where its kernel works
     seconds: int = 600,  # for one cell
 ) -> None:
-    "Run every cell. Raises nbclient's `CellExecutionError`, with the cell and its trace, or `CellTimeoutError`."
+    "Run every cell. Raises nbclient's `CellExecutionError` with the cell and its trace, or `CellTimeoutError`."
     Client(
         notebook,
         timeout=seconds,

@@ -1,7 +1,7 @@
-"""The course as a reader meets it: JupyterLab in a browser, Run All from the menu, and an explorer whose slider is moved.
+"""The course as a reader meets it: JupyterLab in a browser, Run All, and an explorer whose slider is moved.
 
 Needs Chromium (Debian: apt-get install chromium; elsewhere set CFVAE_CHROMIUM to the program).
-CFVAE_LAB=all runs every lesson in this way, not only the first page and the two lessons richest in explorers."""
+CFVAE_LAB=all runs every lesson and guide, not only the first page and the two lessons with most explorers."""
 
 import os
 import re
@@ -17,8 +17,31 @@ from chromium import needs_browser
 NBS = Path(__file__).parents[2] / "nbs"
 pytestmark = needs_browser
 
-CELLS = """() => Array.from(window.jupyterapp.shell.currentWidget.content.model.cells).map(cell => cell.toJSON())
-    .map((cell, index) => ({index, kind: cell.cell_type, source: [].concat(cell.source).join(''), count: cell.execution_count, outputs: cell.outputs}))"""
+CELLS = """() => {
+    const model = window.jupyterapp.shell.currentWidget.content.model;
+    return Array.from(model.cells).map((cell, index) => {
+        const {cell_type, source, execution_count, outputs} = cell.toJSON();
+        return {index, kind: cell_type, source: [].concat(source).join(''), count: execution_count, outputs};
+    });
+}"""
+FINISHED = (
+    """() => {
+    const cells = (%s)();
+    const failed = cell => (cell.outputs || []).some(output => output.output_type === 'error');
+    const done = cell => cell.kind !== 'code' || !cell.source.trim() || cell.count !== null;
+    return cells.some(failed) || cells.every(done);
+}"""
+    % CELLS
+)
+SHOW_CELL = """index => {
+    const notebook = window.jupyterapp.shell.currentWidget.content;
+    notebook.activeCellIndex = index;
+    return notebook.scrollToItem(index, 'center');
+}"""
+PICTURE_CHANGED = """before => {
+    const image = document.querySelector('.widget-interact img');
+    return image && image.src !== before;
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +74,17 @@ def lab(tmp_path_factory):
 def _address(log: Path, server: subprocess.Popen) -> tuple[str, str]:
     "Base address and token, once the server has printed them."
     for _ in range(120):
-        if found := re.search(r"(http://127\.0\.0\.1:\d+)/lab\?token=(\w+)", log.read_text(encoding="utf-8")):
-            return found[1], found[2]
-        assert server.poll() is None, log.read_text(encoding="utf-8")
+        printed = log.read_text(encoding="utf-8")
+        address = re.search(r"(http://127\.0\.0\.1:\d+)/lab\?token=(\w+)", printed)
+        if address is not None:
+            return address[1], address[2]
+        assert server.poll() is None, printed
         time.sleep(0.5)
-    raise TimeoutError(log.read_text(encoding="utf-8"))
+    raise TimeoutError(printed)
 
 
 def _open(browser, lab, name: str):
-    "A page with the lesson open and its kernel idle; all outputs cleared, so that whatever is seen later was made in this session."
+    "A page with the lesson open and its kernel idle; outputs cleared, so that what is seen later was made now."
     base, token = lab
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.goto(f"{base}/lab/tree/{name}?token={token}&reset")
@@ -80,8 +105,7 @@ def _run_all(page) -> list[dict]:
     "Run > Run All Cells, until the last cell has its number. Returns the cells."
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    finished = f"() => {{ const cells = ({CELLS})(); return cells.every(cell => cell.kind !== 'code' || !cell.source.trim() || cell.count !== null) || cells.some(cell => (cell.outputs || []).some(o => o.output_type === 'error')); }}"
-    page.wait_for_function(finished, timeout=600_000, polling=1000)
+    page.wait_for_function(FINISHED, timeout=600_000, polling=1000)
     _wait_idle(page)
     return page.evaluate(CELLS)
 
@@ -92,11 +116,9 @@ def _picture(page) -> str | None:
     return image.get_attribute("src") if image.count() else None
 
 
-LESSONS = (
-    sorted(path.name for path in NBS.glob("*.ipynb"))
-    if os.environ.get("CFVAE_LAB") == "all"
-    else ["index.ipynb", "05_elbo.ipynb", "11_guidance.ipynb"]
-)
+EVERYTHING = sorted(str(path.relative_to(NBS)) for path in NBS.rglob("*.ipynb"))
+FEW = ["index.ipynb", "05_elbo.ipynb", "11_guidance.ipynb"]
+LESSONS = EVERYTHING if os.environ.get("CFVAE_LAB") == "all" else FEW
 
 
 @pytest.mark.parametrize("name", LESSONS)
@@ -119,19 +141,12 @@ def test_run_all_and_move_an_explorer(browser, lab, name):
 
 def _move(page, explorer: int) -> None:
     "Move the first slider of the explorer in a cell by keyboard; its picture has to change."
-    page.evaluate(
-        "index => { const notebook = window.jupyterapp.shell.currentWidget.content; notebook.activeCellIndex = index; return notebook.scrollToItem(index, 'center'); }",
-        explorer,
-    )
+    page.evaluate(SHOW_CELL, explorer)
     page.wait_for_selector(".widget-interact img", timeout=60_000)
     before = _picture(page)
     handle = page.locator(".widget-interact .noUi-handle").first
     handle.focus()
     for _ in range(4):
         handle.press("ArrowRight")
-    page.wait_for_function(
-        "before => { const image = document.querySelector('.widget-interact img'); return image && image.src !== before; }",
-        arg=before,
-        timeout=60_000,
-    )
+    page.wait_for_function(PICTURE_CHANGED, arg=before, timeout=60_000)
     assert _picture(page) != before

@@ -1,4 +1,4 @@
-"The house rules that can be checked by reading: order of imports, notebooks without errors, numbered equations, and exporting again changes nothing."
+"House rules that can be checked by reading: imports, equations, figures, and that exporting changes nothing."
 
 import ast
 import json

@@ -1,4 +1,6 @@
-"A sharper first stage: two players in one backward pass, counted, resumable, and the plain loss to the last bit where nothing is asked for."
+"""A sharper first stage: two players in one backward pass, resumable, started in the right step.
+
+Where nothing is asked for it is the plain loss to the last bit."""
 
 import ast
 import dataclasses
@@ -17,33 +19,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cfvae import adversarial
+from cfvae import autoencoder_loss
+from cfvae.autoencoder import Autoencoder, AutoencoderConfig, psnr, reconstruction_loss
 from cfvae.autoencoder_loss import (
-    FirstStageLossConfig,
+    RENAMED_FIELDS,
+    AutoencoderLossConfig,
     PatchDiscriminator,
     TwoPlayers,
     adaptive_weight,
+    autoencoder_of,
     first_stage,
     first_stage_loss,
     hinge_loss,
     sharpness,
-    the_autoencoder,
 )
-from cfvae.autoencoder import Autoencoder, AutoencoderConfig, psnr, reconstruction_loss
 from cfvae.runs.callbacks import Checkpointer
 from cfvae.checkpoints import list_checkpoints
 from cfvae.core import CfvaeError, config_from_dict, config_to_dict, make_generator, seed_everything
 from cfvae.data import Shapes
 from cfvae.training import Callback, StopTraining, TrainingConfig, fit
 
-# Children are forked from a server that has imported everything once and computed nothing: cheap, and without inherited threads.
+# Children are forked from a server that has imported everything once and computed nothing:
+# cheap, and without inherited threads.
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["cfvae.adversarial", "cfvae.checkpoints", "torch._dynamo"])
+context.set_forkserver_preload(["cfvae.autoencoder_loss", "cfvae.checkpoints", "torch._dynamo"])
 
 SIZES = AutoencoderConfig(size=16, widths=(8,), patch=4, latent_channels=2, groups=4)
-GAME = FirstStageLossConfig(
-    adversarial=0.5, adversarial_from=5, discriminator_width=4, discriminator_layers=1
-)
+GAME = AutoencoderLossConfig(disc_weight=0.5, disc_start=5, disc_width=4, disc_layers=1)
 TRAINING = TrainingConfig(
     steps=10, batch_size=8, learning_rate=1e-2, warmup=2, device="cpu", precision="fp32"
 )
@@ -104,24 +106,29 @@ def assert_same(a, b):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"squared": -1.0}, "squared is -1.0"),
-        ({"perceptual": float("nan")}, "perceptual is nan"),
-        ({"adversarial": float("inf")}, "adversarial is inf"),
-        ({"adversarial": "0.5"}, "adversarial is 0.5"),
-        ({"adversarial_from": 0}, "adversarial_from is 0"),
-        ({"adversarial_from": 1.5}, "adversarial_from is 1.5"),
-        ({"discriminator_layers": 0}, "discriminator_layers is 0"),
-        ({"discriminator_width": 6}, "discriminator_width is 6"),
-        ({"discriminator_width": 0}, "multiple of 4"),
+        ({"l2_weight": -1.0}, "l2_weight is -1.0"),
+        ({"perceptual_weight": float("nan")}, "perceptual_weight is nan"),
+        ({"disc_weight": float("inf")}, "disc_weight is inf"),
+        ({"disc_weight": "0.5"}, "disc_weight is 0.5"),
+        ({"disc_start": 0}, "disc_start is 0"),
+        ({"disc_start": 1.5}, "disc_start is 1.5"),
+        ({"disc_layers": 0}, "disc_layers is 0"),
+        ({"disc_width": 6}, "disc_width is 6"),
+        ({"disc_width": 0}, "multiple of 4"),
     ],
 )
 def test_bad_configs_name_the_field(fields, message):
     with pytest.raises(CfvaeError, match=message):
-        FirstStageLossConfig(**fields)
+        AutoencoderLossConfig(**fields)
 
 
 def test_config_as_a_dictionary_and_back():
-    assert config_from_dict(FirstStageLossConfig, config_to_dict(GAME)) == GAME
+    assert config_from_dict(AutoencoderLossConfig, config_to_dict(GAME)) == GAME
+
+
+def test_every_field_has_its_old_name():
+    fields = [field.name for field in dataclasses.fields(AutoencoderLossConfig)]
+    assert list(RENAMED_FIELDS.values()) == fields and not set(RENAMED_FIELDS) & set(fields)
 
 
 def test_sharpness_counts_the_energy_of_detail(x):
@@ -131,9 +138,9 @@ def test_sharpness_counts_the_energy_of_detail(x):
     assert sharpness(x + slope + 2 * slope.T, x).item() == pytest.approx(1, abs=1e-4)
     dot = torch.zeros(1, 1, 5, 5)
     dot[..., 2, 2] = 1
-    assert sharpness(
-        dot, torch.full_like(dot, 0.0).index_fill(-1, torch.tensor([2]), 1.0)
-    ).item() == pytest.approx((16 + 4) / (3 * 4 + 6 * 1))
+    line = torch.zeros_like(dot)
+    line[..., 2] = 1
+    assert sharpness(dot, line).item() == pytest.approx((16 + 4) / (3 * 4 + 6 * 1))
 
 
 @settings(deadline=None, max_examples=20)
@@ -145,20 +152,16 @@ def test_sharpness_counts_the_energy_of_detail(x):
 )
 def test_discriminator_gives_one_logit_per_patch(layers, cells, width, batch):
     size = cells * 2**layers
-    assert PatchDiscriminator(width, layers)(torch.zeros(batch, 3, size, size)).shape == (
-        batch,
-        1,
-        cells - 2,
-        cells - 2,
-    )
+    logits = PatchDiscriminator(width, layers)(torch.zeros(batch, 3, size, size))
+    assert logits.shape == (batch, 1, cells - 2, cells - 2)
 
 
 @pytest.mark.parametrize(("layers", "patch"), [(1, 16), (2, 34), (3, 70)])
 def test_patches_have_the_published_sizes(layers, patch):
     seed_everything(0)
-    model = nn.Sequential(
-        *(layer for layer in PatchDiscriminator(4, layers) if not isinstance(layer, nn.GroupNorm))
-    )  # which lets a little of the rest in
+    # without the normalisation, which lets a little of the rest in
+    kept = [layer for layer in PatchDiscriminator(4, layers) if not isinstance(layer, nn.GroupNorm)]
+    model = nn.Sequential(*kept)
     x = torch.rand(1, 3, 160, 160, requires_grad=True)
     logits = model(x)
     logits[0, 0, logits.shape[2] // 2, logits.shape[3] // 2].backward()
@@ -178,9 +181,9 @@ def test_a_verdict_does_not_depend_on_the_rest_of_the_batch(x):
     fake=st.lists(st.floats(-3, 3), min_size=1, max_size=5),
 )
 def test_hinge_against_a_scalar_reference(real, fake):
-    expected = (
-        sum(max(0, 1 - v) for v in real) / len(real) / 2 + sum(max(0, 1 + v) for v in fake) / len(fake) / 2
-    )
+    of_real = sum(max(0, 1 - v) for v in real) / len(real)
+    of_fake = sum(max(0, 1 + v) for v in fake) / len(fake)
+    expected = of_real / 2 + of_fake / 2
     assert hinge_loss(torch.tensor(real), torch.tensor(fake)).item() == pytest.approx(expected, abs=1e-5)
 
 
@@ -196,15 +199,15 @@ def test_adaptive_weight_is_the_ratio_of_the_pulls():
 
 
 def test_with_everything_off_it_is_the_plain_loss_bit_for_bit(x):
-    model = build(FirstStageLossConfig())
+    model = build(AutoencoderLossConfig())
     assert type(model) is Autoencoder
     results = []
     for loss_fn in (
-        first_stage_loss(FirstStageLossConfig(squared=0.7), flip=True),
+        first_stage_loss(AutoencoderLossConfig(l2_weight=0.7), flip=True),
         reconstruction_loss(True, 0.7),
     ):
         model.zero_grad()
-        loss, metrics = loss_fn(model, (x, None), make_generator(3))
+        loss, metrics = loss_fn(model, (x, None), make_generator(3), 0)
         loss.backward()
         results.append(
             {"loss": loss, "metrics": metrics, "gradients": [p.grad.clone() for p in model.parameters()]}
@@ -213,8 +216,8 @@ def test_with_everything_off_it_is_the_plain_loss_bit_for_bit(x):
 
 
 def test_plain_training_is_the_same_to_the_last_bit():
-    mine = train(FirstStageLossConfig())
-    reference = fit(build(FirstStageLossConfig()), Shapes(64, size=16), reconstruction_loss(True), TRAINING)
+    mine = train(AutoencoderLossConfig())
+    reference = fit(build(AutoencoderLossConfig()), Shapes(64, size=16), reconstruction_loss(True), TRAINING)
     assert_same(mine.state_dict(), reference.state_dict())
 
 
@@ -222,24 +225,22 @@ def test_plain_training_is_the_same_to_the_last_bit():
 
 
 def test_the_discriminator_does_not_change_the_initial_weights():
-    assert_same(the_autoencoder(build()).state_dict(), build(FirstStageLossConfig()).state_dict())
+    assert_same(autoencoder_of(build()).state_dict(), build(AutoencoderLossConfig()).state_dict())
 
 
-def test_called_like_the_autoencoder(x):
+def test_called_like_autoencoder_of(x):
     model = build()
-    assert (
-        torch.equal(model(x), the_autoencoder(model)(x))
-        and the_autoencoder(the_autoencoder(model)) is model.autoencoder
-    )
+    assert torch.equal(model(x), autoencoder_of(model)(x))
+    assert autoencoder_of(autoencoder_of(model)) is model.autoencoder
 
 
 @pytest.mark.parametrize("perceptual", [0.0, 0.3])
 def test_each_player_gets_the_gradient_of_its_own_loss(x, perceptual):
-    loss = dataclasses.replace(GAME, adversarial_from=1, perceptual=perceptual)
+    loss = dataclasses.replace(GAME, disc_start=1, perceptual_weight=perceptual)
     model, net = build(loss), Features().requires_grad_(False)
-    total, metrics = first_stage_loss(loss, perceptual_net=net)(model, (x, None), None)
+    total, metrics = first_stage_loss(loss, perceptual_net=net)(model, (x, None), None, 0)
     total.backward()
-    found = [p.grad for p in model.parameters()]
+    gradients = [p.grad for p in model.parameters()]
     decoded = model.autoencoder(x)
     reconstruction = F.l1_loss(decoded, x) + F.mse_loss(decoded, x) + perceptual * net(decoded, x).mean()
     adversarial = -model.discriminator(decoded).mean()
@@ -253,8 +254,8 @@ def test_each_player_gets_the_gradient_of_its_own_loss(x, perceptual):
         reconstruction + 0.5 * weight * adversarial, list(model.autoencoder.parameters()), retain_graph=True
     )
     own += torch.autograd.grad(judging, list(model.discriminator.parameters()))
-    assert len(found) == len(own)
-    for a, b in zip(found, own, strict=True):
+    assert len(gradients) == len(own)
+    for a, b in zip(gradients, own, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(total, reconstruction + 0.5 * weight * adversarial + judging)
     for name, value in {
@@ -272,12 +273,12 @@ def test_until_the_start_the_discriminator_rests_and_the_autoencoder_trains_as_i
     before, first = train(steps=4), train(steps=5)
     assert_same(before.model.discriminator.state_dict(), build().discriminator.state_dict())
     assert_same(
-        the_autoencoder(before.model).state_dict(), train(FirstStageLossConfig(), steps=4).model.state_dict()
+        autoencoder_of(before.model).state_dict(), train(AutoencoderLossConfig(), steps=4).model.state_dict()
     )
     assert not torch.equal(first.model.discriminator[0].weight, before.model.discriminator[0].weight)
     assert not torch.equal(
-        the_autoencoder(first.model).decoder[0].weight,
-        train(FirstStageLossConfig(), steps=5).model.decoder[0].weight,
+        autoencoder_of(first.model).decoder[0].weight,
+        train(AutoencoderLossConfig(), steps=5).model.decoder[0].weight,
     )
     discriminator = {id(p) for p in before.model.discriminator.parameters()}
     assert not discriminator & {
@@ -285,78 +286,81 @@ def test_until_the_start_the_discriminator_rests_and_the_autoencoder_trains_as_i
     }  # its averages start with the game, not with zeros before it
 
 
-class Names(Callback):
+class Played(Callback):
+    "In which steps there was a game."
+
     def on_start(self, state):
-        self.seen = []
+        self.played = []
 
     def on_step(self, state, metrics):
-        self.seen.append("discriminator" in metrics)
+        self.played.append("discriminator" in metrics)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
-def test_steps_are_counted_and_not_their_parts(accumulate):
-    names = Names()
-    state = train(callbacks=[names], accumulate=accumulate)
-    assert int(state.model.step) == state.step == 10 and int(state.ema.module.step) == 10
-    assert names.seen == [False] * 4 + [True] * 6
+def test_the_game_starts_with_its_step_however_many_parts_a_step_has(accumulate):
+    watch = Played()
+    train(callbacks=[watch], accumulate=accumulate)
+    assert watch.played == [False] * 4 + [True] * 6
 
 
-def test_without_a_generator_every_call_is_a_step(x):
+def test_the_first_step_of_the_game_is_counted_from_one(x):
     model, loss_fn = build(), first_stage_loss(GAME)
-    assert [len(loss_fn(model, (x, None), None)[1]) for _ in range(6)] == [2, 2, 2, 2, 7, 7]
+    reports = [loss_fn(model, (x, None), None, step)[1] for step in range(6)]
+    assert ["discriminator" in metrics for metrics in reports] == [False] * 4 + [True] * 2
 
 
 def test_skipped_steps_count_too():
-    state = train(skip_norm=0.0, skip_from=3)
-    assert state.skipped == 7 and int(state.model.step) == 10
+    watch = Played()
+    state = train(callbacks=[watch], skip_norm=1e-9, skip_from=3)
+    assert state.skipped == 7 and watch.played == [False] * 4 + [True] * 6
+
+
+def test_the_players_hold_nothing_but_weights():
+    assert list(build().state_dict()) == [name for name, _ in build().named_parameters()]
 
 
 def test_a_step_that_is_not_finite_moves_neither_player():
-    model, data = build(dataclasses.replace(GAME, adversarial_from=1)), Shapes(64, size=16)
+    model, data = build(dataclasses.replace(GAME, disc_start=1)), Shapes(64, size=16)
     before = {name: p.clone() for name, p in model.named_parameters()}
-    broken = first_stage_loss(dataclasses.replace(GAME, adversarial_from=1))
-    state = fit(
-        model,
-        data,
-        lambda m, b, g: broken(m, (b[0] * float("nan"), b[1]), g),
-        dataclasses.replace(TRAINING, steps=2),
-    )
+    broken = first_stage_loss(dataclasses.replace(GAME, disc_start=1))
+
+    def spoiled(model, batch, generator, step):
+        return broken(model, (batch[0] * float("nan"), batch[1]), generator, step)
+
+    state = fit(model, data, spoiled, dataclasses.replace(TRAINING, steps=2))
     assert state.skipped == 2
     assert_same(before, dict(model.named_parameters()))
 
 
-def test_looking_without_gradients_does_not_count(x):
-    model = build(dataclasses.replace(GAME, adversarial_from=1))
+def test_without_gradients_there_is_no_game(x):
+    loss = dataclasses.replace(GAME, disc_start=1)
     with torch.no_grad():
-        loss, metrics = first_stage_loss(dataclasses.replace(GAME, adversarial_from=1))(
-            model, (x, None), None
-        )
-    assert int(model.step) == 0 and set(metrics) == {"l1", "psnr"} and torch.isfinite(loss)
+        value, metrics = first_stage_loss(loss)(build(loss), (x, None), None, 0)
+    assert set(metrics) == {"l1", "psnr"} and torch.isfinite(value)
 
 
-def test_mixed_precision_trains_both():
-    state = train(dataclasses.replace(GAME, adversarial_from=2), precision="bf16", steps=6)
+def test_mixed_precision_trains_both(x):
+    state = train(dataclasses.replace(GAME, disc_start=2), precision="bf16", steps=6)
     assert state.skipped == 0 and all(p.isfinite().all() for p in state.model.parameters())
     assert not torch.equal(state.model.discriminator[-1].weight, build().discriminator[-1].weight)
+
+    loss_fn = first_stage_loss(dataclasses.replace(GAME, disc_start=1))
     with torch.autocast("cpu", torch.bfloat16):
-        weight = first_stage_loss(dataclasses.replace(GAME, adversarial_from=1))(
-            build(), (Shapes(8, size=16).batch(range(8))[0], None), None
-        )[1]["adaptive_weight"]
-    exact = first_stage_loss(dataclasses.replace(GAME, adversarial_from=1))(
-        build(), (Shapes(8, size=16).batch(range(8))[0], None), None
-    )[1]["adaptive_weight"]
-    assert weight.dtype == torch.float32 and weight.item() == pytest.approx(exact.item(), rel=0.1)
+        _, half = loss_fn(build(), (x, None), None, 0)
+    _, exact = loss_fn(build(), (x, None), None, 0)
+    assert half["adaptive_weight"].dtype == torch.float32
+    assert half["adaptive_weight"].item() == pytest.approx(exact["adaptive_weight"].item(), rel=0.1)
 
 
 def test_an_autoencoder_alone_cannot_play(x):
     with pytest.raises(CfvaeError, match=r"no discriminator: train what first_stage"):
-        first_stage_loss(GAME)(build(FirstStageLossConfig()), (x, None), None)
+        first_stage_loss(GAME)(build(AutoencoderLossConfig()), (x, None), None, 0)
 
 
 def test_images_too_small_for_the_discriminator_are_refused():
-    with pytest.raises(CfvaeError, match="discriminator_layers is 3: images of 16 pixels"):
-        first_stage(SIZES, dataclasses.replace(GAME, discriminator_layers=3))
-    assert isinstance(first_stage(SIZES, dataclasses.replace(GAME, discriminator_layers=2)), TwoPlayers)
+    with pytest.raises(CfvaeError, match="disc_layers is 3: images of 16 pixels"):
+        first_stage(SIZES, dataclasses.replace(GAME, disc_layers=3))
+    assert isinstance(first_stage(SIZES, dataclasses.replace(GAME, disc_layers=2)), TwoPlayers)
 
 
 # Stopped, killed, resumed
@@ -408,36 +412,30 @@ def test_killed_and_resumed_is_equal_to_the_last_bit(tmp_path, undisturbed):
     )
 
 
-def test_an_error_within_a_step_does_not_cost_a_count(tmp_path, undisturbed):
-    loss_fn, data, config = (
-        first_stage_loss(GAME, flip=True),
-        Shapes(64, size=16),
-        dataclasses.replace(TRAINING, accumulate=2),
-    )
+def test_an_error_within_a_step_does_not_cost_a_step(tmp_path, undisturbed):
+    loss_fn, data = first_stage_loss(GAME, flip=True), Shapes(64, size=16)
+    config = dataclasses.replace(TRAINING, accumulate=2)
 
-    def breaks(model, batch, generator):
-        result = loss_fn(model, batch, generator, 0)
-        if int(model.step) == 7:
+    def breaks(model, batch, generator, step):
+        if step == 6:
             raise RuntimeError("out of memory")
-        return result
+        return loss_fn(model, batch, generator, step)
 
     model = build()
     with pytest.raises(RuntimeError):
         fit(model, data, breaks, config, [Checkpointer(tmp_path, every=3)])
-    assert_same(
-        fit(model, data, loss_fn, config, [Checkpointer(tmp_path, every=3, resume=True)]).state_dict(),
-        undisturbed,
-    )
+    resumed = fit(model, data, loss_fn, config, [Checkpointer(tmp_path, every=3, resume=True)])
+    assert_same(resumed.state_dict(), undisturbed)
 
 
 # The perceptual distance
 
 
 def test_the_perceptual_part_is_added_by_its_weight(x):
-    net, model = Features(), build(FirstStageLossConfig())
-    config = FirstStageLossConfig(perceptual=0.3)
-    loss, metrics = first_stage_loss(config, perceptual_net=net)(model, (x, None), None)
-    plain, _ = reconstruction_loss()(model, (x, None), None)
+    net, model = Features(), build(AutoencoderLossConfig())
+    config = AutoencoderLossConfig(perceptual_weight=0.3)
+    loss, metrics = first_stage_loss(config, perceptual_net=net)(model, (x, None), None, 0)
+    plain, _ = reconstruction_loss()(model, (x, None), None, 0)
     torch.testing.assert_close(loss, plain + 0.3 * net(model(x), x).mean())
     torch.testing.assert_close(metrics["perceptual"], net(model(x), x).mean().detach())
     only = torch.autograd.grad(loss - plain, model.decoder[0].weight)[0]
@@ -447,32 +445,32 @@ def test_the_perceptual_part_is_added_by_its_weight(x):
 def test_the_perceptual_network_is_not_trained_and_not_saved():
     net = Features()
     before = {name: p.clone() for name, p in net.state_dict().items()}
-    state = train(dataclasses.replace(GAME, perceptual=0.3), net=net)
+    state = train(dataclasses.replace(GAME, perceptual_weight=0.3), net=net)
     assert net.calls == 10 and not net.training and not any(p.requires_grad for p in net.parameters())
     assert_same(before, net.state_dict())
     assert_same(list(state.model.state_dict()), list(build().state_dict()))
 
 
 def test_a_weight_of_zero_neither_loads_nor_calls_it(x, monkeypatch):
-    monkeypatch.setattr("cfvae.adversarial.load_lpips", lambda: pytest.fail("loaded"))
+    monkeypatch.setattr("cfvae.autoencoder_loss.load_lpips", lambda: pytest.fail("loaded"))
     net = Features()
-    first_stage_loss(FirstStageLossConfig(), perceptual_net=net)(
-        build(FirstStageLossConfig()), (x, None), None
+    first_stage_loss(AutoencoderLossConfig(), perceptual_net=net)(
+        build(AutoencoderLossConfig()), (x, None), None, 0
     )
     assert net.calls == 0
 
 
 def test_without_the_package_the_error_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)
-    with pytest.raises(CfvaeError, match=r"(?s)packages lpips.*go on without: perceptual=0"):
-        first_stage_loss(FirstStageLossConfig(perceptual=1.0))
+    with pytest.raises(CfvaeError, match=r"(?s)packages lpips.*go on without: perceptual_weight=0"):
+        first_stage_loss(AutoencoderLossConfig(perceptual_weight=1.0))
 
 
 WITHOUT_WEIGHTS = """
 import torch, urllib.error
 try:
     import torchvision
-except RuntimeError:  # of another build than torch: declare the operators that it misses, which nothing here calls
+except RuntimeError:  # of another build than torch: declare the operators that it misses; none is called
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -504,12 +502,12 @@ def test_without_the_weights_the_error_names_file_and_folder(tmp_path):
         "(URLError)" in last
         and str(tmp_path / "hub" / "checkpoints") in last
         and "vgg16-397923af.pth" in last
-        and "perceptual=0" in last
+        and "perceptual_weight=0" in last
     )
 
 
 def test_the_module_itself_imports_neither():
-    tree = ast.parse(Path(adversarial.__file__).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(autoencoder_loss.__file__).read_text(encoding="utf-8"))
     top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names} | {
         n.module for n in tree.body if isinstance(n, ast.ImportFrom)
     }
@@ -518,4 +516,6 @@ def test_the_module_itself_imports_neither():
 
 def test_psnr_in_the_metrics_is_that_of_the_reconstruction(x):
     model = build()
-    assert torch.equal(first_stage_loss(GAME)(model, (x, None), None)[1]["psnr"], psnr(model(x), x).detach())
+    assert torch.equal(
+        first_stage_loss(GAME)(model, (x, None), None, 0)[1]["psnr"], psnr(model(x), x).detach()
+    )

@@ -1,4 +1,4 @@
-"Tests of cfvae.pretrained: borrowed autoencoders behave like our own, deterministically, and bad sources are named."
+"Tests of cfvae.pretrained: borrowed autoencoders behave like our own, and bad sources are named."
 
 import dataclasses
 import json

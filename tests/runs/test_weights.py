@@ -1,4 +1,4 @@
-"The weights that come with the package: they are what their recipes say, small, and as good as the README claims."
+"The shipped weights: they are what their recipes say, small, and as good as the README claims."
 
 from pathlib import Path
 
