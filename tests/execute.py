@@ -41,7 +41,7 @@ def execute(
     folder: Path,  # where its kernel works
     seconds: int = 600,  # for one cell
 ) -> None:
-    "Run every cell. Raises nbclient's `CellExecutionError` with the cell and its trace, or `CellTimeoutError`."
+    "Run every cell. Raises nbclient's `CellExecutionError`, with the trace, or `CellTimeoutError`."
     Client(
         notebook,
         timeout=seconds,

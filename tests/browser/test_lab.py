@@ -24,15 +24,12 @@ CELLS = """() => {
         return {index, kind: cell_type, source: [].concat(source).join(''), count: execution_count, outputs};
     });
 }"""
-FINISHED = (
-    """() => {
-    const cells = (%s)();
+FINISHED = f"""() => {{
+    const cells = ({CELLS})();
     const failed = cell => (cell.outputs || []).some(output => output.output_type === 'error');
     const done = cell => cell.kind !== 'code' || !cell.source.trim() || cell.count !== null;
     return cells.some(failed) || cells.every(done);
-}"""
-    % CELLS
-)
+}}"""
 SHOW_CELL = """index => {
     const notebook = window.jupyterapp.shell.currentWidget.content;
     notebook.activeCellIndex = index;
@@ -84,7 +81,7 @@ def _address(log: Path, server: subprocess.Popen) -> tuple[str, str]:
 
 
 def _open(browser, lab, name: str):
-    "A page with the lesson open and its kernel idle; outputs cleared, so that what is seen later was made now."
+    "A page with the lesson open and its kernel idle; outputs cleared, so that what is seen was made now."
     base, token = lab
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.goto(f"{base}/lab/tree/{name}?token={token}&reset")
