@@ -260,6 +260,7 @@ class TopDownBlock(nn.Module):
 
 
 # %% ../nbs/08_hierarchical_vae.ipynb #fa0412eb
+# (p, block, h, level) -> z: where a layer's z comes from
 ChooseZ = typing.Callable[[DiagGaussian, TopDownBlock, torch.Tensor, int], torch.Tensor]
 
 
@@ -347,6 +348,7 @@ def sample_prior(
 
 
 # %% ../nbs/08_hierarchical_vae.ipynb #5505aef6
+# (p_cond, p_uncond, level) -> p: the distribution that both states draw their z from
 GuidanceRule = typing.Callable[[DiagGaussian, DiagGaussian, int], DiagGaussian]
 
 
