@@ -70,7 +70,7 @@ def load_lpips() -> nn.Module:
         raise CfvaeError(
             "the perceptual distance needs the packages lpips and torchvision, "
             f"which do not import here ({reason}).\n"
-            "Install them (pip install 'cfvae[perceptual]'; torchvision has to be of torch's own build), "
+            "Install them (pip install 'cfvae[perceptual]'; torchvision of torch's own build), "
             "or go on without: perceptual_weight=0"
         ) from None
     try:
@@ -202,7 +202,7 @@ def first_stage(
     config: AutoencoderConfig,  # sizes of the autoencoder
     loss: AutoencoderLossConfig,  # what it will be trained for
 ) -> Autoencoder | TwoPlayers:
-    """The module to train: an autoencoder, with a discriminator beside it where the loss asks for one.
+    """The module to train: an autoencoder, and a discriminator where the loss asks for one.
 
     The autoencoder's initial weights are the same either way."""
     autoencoder = Autoencoder(config)
@@ -259,7 +259,7 @@ def _play(
 def first_stage_loss(
     config: AutoencoderLossConfig,  # the weights
     flip: bool = False,  # mirror a random half of the images
-    perceptual_net: nn.Module | None = None,  # (a, b) -> one distance per image; None: LPIPS, if needed
+    perceptual_net: nn.Module | None = None,  # (a, b) -> one distance per image; None: LPIPS
 ) -> typing.Callable:
     """The loss of a `first_stage` module (03c.6).
 
