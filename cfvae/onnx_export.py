@@ -254,7 +254,7 @@ def _about(half: SamplingHalf, halved: int) -> dict[str, typing.Any]:
     }
 
 
-# %% ../nbs/12b_onnx.ipynb #4aa67b97
+# %% ../nbs/12b_onnx.ipynb #ba24ccb6
 def _needs_onnx() -> None:
     try:
         import onnx  # noqa: F401
@@ -271,6 +271,7 @@ def _try_to_write(folder: Path) -> None:
     probe.unlink()
 
 
+# %% ../nbs/12b_onnx.ipynb #4aa67b97
 def export_onnx(
     pipe: LatentVAEPipeline,  # the model; it is not changed
     folder: str | Path,  # where to write, made where needed
