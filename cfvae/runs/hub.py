@@ -78,7 +78,8 @@ _CARD = """---
 # {title}
 
 {sizes} One network evaluation draws one image.
-Made with [cfvae](https://github.com/cfvae/cfvae), which follows P2 ([arXiv 2303.13714](https://arxiv.org/abs/2303.13714)).
+Made with [cfvae](https://github.com/cfvae/cfvae), which follows
+P2 ([arXiv 2303.13714](https://arxiv.org/abs/2303.13714)).
 
 ```python
 from cfvae.runs import hub
