@@ -9,7 +9,7 @@ from ..core import config_to_dict
 from ..pretrained import PretrainedConfig
 from ..recipes import Recipe
 from .measure import Measurements
-from .opened import Run, strengths
+from .opened import Run
 from .presets import PRESETS
 
 
@@ -44,19 +44,15 @@ def _experiments(run: Run) -> list[tuple[str, str | None]]:
         ("Train stage two for longer:", _variant(run, "longer", longer)),
         ("Keep finer detail, for more nats:", _variant(run, "finer", finer)),
     ]
-    if recipe.conditional and not _can_be_guided(recipe):
+    if recipe.conditional and not recipe.guidable:
         guided = {"objective.label_drop": 0.1, "vae.learned_prior": True}
         steps.append(("Make guidance possible:", _variant(run, "guided", guided)))
     return steps
 
 
 def _sample_command(run: Run) -> str:
-    guided = ["--mean-weight", "1", "--var-weight", "1"] if _can_be_guided(run.recipe) else []
+    guided = ["--mean-weight", "1", "--var-weight", "1"] if run.recipe.guidable else []
     return shlex.join(["cfvae", "sample", str(run.folder), "--n", "64", *guided, "--out", "samples.png"])
-
-
-def _can_be_guided(recipe: Recipe) -> bool:
-    return len(strengths(recipe)) > 1
 
 
 def _variant(run: Run, suffix: str, settings: dict[str, typing.Any]) -> str | None:
