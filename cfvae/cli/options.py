@@ -28,7 +28,7 @@ Model = Annotated[
     Path,
     Argument(
         metavar="MODEL",
-        help="A run folder, a saved pipeline, hub:owner/name, or the name of a shipped one: shapes.",
+        help="A run folder, a saved pipeline, hub:owner/name, or a shipped one: shapes, cifar10.",
         show_default=False,
     ),
 ]

@@ -50,7 +50,8 @@ def guided(pipe):
 
 def test_they_are_small():
     assert megabytes("shapes") < 12 and sum(map(megabytes, PIXEL_SCHEDULES)) < 4
-    assert sum(megabytes(folder.name) for folder in WEIGHTS.iterdir() if folder.is_dir()) < 40
+    assert sum(megabytes(folder.name) for folder in WEIGHTS.iterdir() if folder.is_dir()) < 90
+    assert max(path.stat().st_size for path in WEIGHTS.rglob("*.safetensors")) < 45e6
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,22 @@ def test_the_pipeline_is_that_of_its_recipe(pipe):
     recipe = preset("shapes")
     assert pipe.autoencoder.config == recipe.autoencoder and pipe.vae.config == recipe.vae
     assert pipe.classes == Shapes(1).classes
+
+
+def test_the_photographs_are_those_of_their_recipe():
+    photographs = LatentVAEPipeline.from_pretrained("cifar10")
+    recipe = preset("cifar10")
+    assert photographs.autoencoder.config == recipe.autoencoder
+    assert photographs.vae.config == recipe.vae
+    assert photographs.classes[8] == "ship" and len(photographs.classes) == 10
+
+    labels = torch.tensor([8, 8, 8, 8, 6, 6, 6, 6])  # ships and frogs: blue-grey against green-brown
+    guidance = Guidance(2.0, 2.0)
+    noise = photographs.vae.noise(len(labels), make_generator(0))
+    images = photographs(labels, guidance=guidance, eps=noise, output_type="pt").images
+    red, _, blue = images.mean((2, 3)).unbind(1)
+    assert (blue - red)[:4].mean() > 0.05 > (blue - red)[4:].mean(), (blue - red).tolist()
+    assert images.std() > 0.15
 
 
 @pytest.mark.parametrize("name", PIXEL_SCHEDULES)
