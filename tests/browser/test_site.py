@@ -364,7 +364,7 @@ def test_names_in_the_text(text, target):
 
 
 def test_an_unclear_name_is_that_of_the_page():
-    assert names.find_name("Run") == names.find_name("Run", home="elbo")
+    assert names.find_name("Run") == ("api/runs.opened", "cfvae.runs.opened.Run")
     assert names.find_name("Run", home="cli.options") == ("api/cli.options", "cfvae.cli.options.Run")
 
 
