@@ -31,6 +31,7 @@ extensions = [
 ]
 root_doc = "index"
 default_role = "code"
+smartquotes_action = "qe"  # two dashes are those of an option
 nb_execution_mode = "off"
 nb_ipywidgets_js: dict = {}  # would be requested from elsewhere; a note stands in the widgets' place
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist", "attrs_inline"]

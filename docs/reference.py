@@ -15,7 +15,7 @@ each module imports only from those above it. The tools follow.
 METHOD_TABLE = """\
 .. list-table::
    :header-rows: 1
-   :widths: 22 48 30
+   :widths: 27 45 28
 
    * - module
      - what it holds
@@ -29,7 +29,7 @@ Each package imports only from the method and from the packages above it.
 TOOL_TABLE = """\
 .. list-table::
    :header-rows: 1
-   :widths: 32 68
+   :widths: 36 64
 
    * - module
      - what it holds
