@@ -1,1 +1,1 @@
-"""Reading files: pictures, folders, archives, and what is kept of them. Plain Python, no lesson needs it."""
+"""Reading files: pictures, folders, archives, and what is kept of them. Plain Python, exported by no lesson."""

@@ -1,1 +1,1 @@
-"""Keeping a run: its folder, its training, its report. Plain Python, no lesson needs it."""
+"""Keeping a run: its folder, its training, its report. Plain Python, exported by no lesson."""
