@@ -1,1 +1,1 @@
-"""Reading files: pictures, folders, archives, and what is kept of them. Plain Python, exported by no lesson."""
+"""Reading files: pictures, folders, archives, and what is kept of them. Plain Python, not from a lesson."""

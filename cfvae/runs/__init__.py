@@ -1,1 +1,1 @@
-"""Keeping a run: its folder, its training, its report. Plain Python, exported by no lesson."""
+"""Keeping a run: its folder, its training, its report. Plain Python, not from a lesson."""
