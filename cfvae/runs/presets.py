@@ -127,7 +127,12 @@ def cifar10() -> Recipe:
         flip=True,
         autoencoder=AutoencoderConfig(widths=(192, 128), blocks=2, latent_channels=8),
         autoencoder_training=dataclasses.replace(
-            training, steps=3400, learning_rate=1.5e-3, final_learning_rate=1e-5, ema_decay=0.999
+            training,
+            steps=3400,
+            learning_rate=1.5e-3,
+            final_learning_rate=1e-5,
+            warmup=200,
+            ema_decay=0.999,
         ),
         vae=HierarchicalVAEConfig(
             data_channels=8,
