@@ -9,6 +9,7 @@ __all__ = [
     "BACKGROUNDS",
     "FACTORS",
     "MappedRows",
+    "send",
     "ImageDataset",
     "Batches",
     "hold_out",
@@ -19,6 +20,7 @@ __all__ = [
 ]
 
 # %% ../nbs/01_data.ipynb #53224c09
+import copy
 import hashlib
 import itertools
 import math
@@ -48,6 +50,17 @@ class MappedRows:
 
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
         return self.array[self.rows[index]]
+
+
+# %% ../nbs/01_data.ipynb #ed792b93
+def send(
+    tensor: torch.Tensor,  # anywhere
+    device: torch.device,  # where it is wanted
+) -> torch.Tensor:
+    "The tensor on a device. On its way to a GPU nobody waits for it."
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 # %% ../nbs/01_data.ipynb #a24d96b3
@@ -101,7 +114,7 @@ class ImageDataset(torch.utils.data.Dataset):
         indices: typing.Sequence[int] | torch.Tensor,  # which images
     ) -> tuple[torch.Tensor, torch.Tensor]:
         "Images (b, 3, size, size) in [-1, 1] and labels (b,)."
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        chosen = send(torch.as_tensor(indices, dtype=torch.int64), self.labels.device)
         if isinstance(self.images, torch.Tensor):
             pixels = self.images[chosen]
         else:
@@ -129,6 +142,26 @@ class ImageDataset(torch.utils.data.Dataset):
         content = self.fingerprint.encode() + chosen.numpy().tobytes()
         fingerprint = hashlib.sha256(content).hexdigest()
         return ImageDataset(images, self.labels[chosen], self.classes, self.name, fingerprint)
+
+    @property
+    def nbytes(self) -> int:
+        "What the images take in memory, in bytes: one for each value."
+        return math.prod(self.images.shape)
+
+    def to(
+        self,
+        device: torch.device,  # where `batch` shall compute
+    ) -> "ImageDataset":
+        "The same dataset, with all of its images in the memory of a device."
+        pixels = torch.empty(self.images.shape, dtype=torch.uint8, device=device)
+        for start in range(0, len(self), 1024):
+            part = np.ascontiguousarray(self.images[start : start + 1024])
+            pixels[start : start + 1024] = torch.tensor(part)
+
+        moved = copy.copy(self)
+        moved.images = pixels
+        moved.labels = self.labels.to(device)
+        return moved
 
 
 # %% ../nbs/01_data.ipynb #d7a4a070

@@ -6,6 +6,7 @@
 __all__ = ["LatentScaler", "LatentDataset", "weights_fingerprint"]
 
 # %% ../nbs/10_latent_space.ipynb #86b9ed2e
+import copy
 import hashlib
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from .core import check
+from .data import send
 
 
 # %% ../nbs/10_latent_space.ipynb #27a9dd04
@@ -72,13 +74,13 @@ class LatentScaler(nn.Module):
 
 # %% ../nbs/10_latent_space.ipynb #dee47064
 class LatentDataset(torch.utils.data.Dataset):
-    """Codes in a memory-mapped file.
+    """Codes in a memory-mapped file, or on a device.
 
     Batches come out standardised, (b, channels, r, r) float32, with their labels, (b,)."""
 
     def __init__(
         self,
-        latents: np.ndarray,  # float16 (n, channels, r, r), raw codes
+        latents: np.ndarray | torch.Tensor,  # float16 (n, channels, r, r), raw codes
         labels: torch.Tensor,  # (n,) class indices
         classes: Sequence[str],  # class names
         scaler: LatentScaler,  # standardises
@@ -98,8 +100,11 @@ class LatentDataset(torch.utils.data.Dataset):
         indices: torch.Tensor | Sequence[int],  # which codes
     ) -> tuple[torch.Tensor, torch.Tensor]:
         "Standardised codes and labels."
-        rows = torch.as_tensor(indices, dtype=torch.int64)
-        codes = torch.from_numpy(self.latents[rows.numpy()])
+        rows = send(torch.as_tensor(indices, dtype=torch.int64), self.labels.device)
+        if isinstance(self.latents, torch.Tensor):
+            codes = self.latents[rows]
+        else:
+            codes = torch.from_numpy(self.latents[rows.numpy()])
         return self.scaler(codes.float()), self.labels[rows]
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
@@ -107,6 +112,20 @@ class LatentDataset(torch.utils.data.Dataset):
             raise IndexError(f"no code {i} among {len(self)}")
         codes, labels = self.batch([i])
         return codes[0], int(labels[0])
+
+    @property
+    def nbytes(self) -> int:
+        "What the codes take in memory, in bytes."
+        return self.latents.nbytes
+
+    def to(
+        self,
+        device: torch.device,  # where `batch` shall compute
+    ) -> "LatentDataset":
+        "The same dataset, with all of its codes in the memory of a device."
+        latents = torch.as_tensor(np.array(self.latents)).to(device)
+        scaler = copy.deepcopy(self.scaler).to(device)
+        return LatentDataset(latents, self.labels.to(device), self.classes, scaler, self.fingerprint)
 
 
 # %% ../nbs/10_latent_space.ipynb #ee455dd7

@@ -15,6 +15,7 @@ __all__ = [
 
 # %% ../nbs/09_information.ipynb #9e10a47d
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -147,6 +148,11 @@ def vae_loss(
 
     As `fit` wants it: (model, batch, generator, step) -> (loss, metrics)."""
 
+    @functools.cache  # a constant: sent to a GPU once, not at every step
+    def schedule_on(device: torch.device, layers: tuple[int, ...]) -> torch.Tensor | None:
+        schedule = objective.shares(layers)
+        return None if schedule is None else schedule.to(device)
+
     def loss_fn(
         model: HierarchicalVAE, batch: tuple[torch.Tensor, ...], generator: torch.Generator, step: int
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -159,7 +165,7 @@ def vae_loss(
         metrics = _bound_metrics(distortion, out.rates)
 
         rates = out.rates
-        schedule = objective.shares(model.config.layers)
+        schedule = schedule_on(x.device, model.config.layers)
         if schedule is not None:
             rates = rate_weights(out.rates, schedule) * out.rates
         loss = ELBO(distortion, rates).loss
