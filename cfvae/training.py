@@ -7,12 +7,15 @@ __all__ = [
     "Batch",
     "Metrics",
     "Loss",
+    "REHEARSALS",
+    "DATA_SHARE",
     "PATIENCE",
     "TrainingConfig",
     "learning_rate",
-    "average_model",
+    "EMA",
     "TrainingState",
     "bf16_is_fast",
+    "CapturedStep",
     "StopTraining",
     "Callback",
     "join_processes",
@@ -24,6 +27,7 @@ import contextlib
 import dataclasses
 import math
 import typing
+import warnings
 from datetime import timedelta
 
 import torch
@@ -33,7 +37,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from .core import CfvaeError, check, device_of, get_device, make_generator
-from .data import Batches, ShuffledBatches
+from .data import Batches, ShuffledBatches, send
 
 
 # %% ../nbs/03_training.ipynb #cb8ce17d
@@ -113,27 +117,59 @@ def learning_rate(
 
 
 # %% ../nbs/03_training.ipynb #252777af
-def average_model(
-    model: nn.Module,  # the model to follow
-    decay: float,  # how much of the average an update keeps, in the long run
-) -> AveragedModel:
+class EMA(AveragedModel):
     "The exponential moving average of the weights (03.3); early on it forgets faster, to leave the start."
-    Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
-    def blend(averages: Tensors, weights: Tensors, updates: torch.Tensor | int) -> None:
-        count = int(updates)
-        kept = min(decay, (1 + count) / (10 + count))
-        torch._foreach_lerp_(averages, weights, 1 - kept)
+    def __init__(
+        self,
+        model: nn.Module,  # the model to follow
+        decay: float,  # how much of the average an update keeps, in the long run
+    ) -> None:
+        super().__init__(model)
+        self.decay = decay
+        self.n_averaged = self.n_averaged.to(device_of(model))
 
-    return AveragedModel(model, multi_avg_fn=blend)
+    @torch.no_grad()
+    def update_parameters(
+        self,
+        model: nn.Module,  # as it is now
+        skip: torch.Tensor | None = None,  # where it holds, a single bool, nothing changes
+    ) -> None:
+        "Take in the weights. Buffers are copied. Nothing waits for the device."
+        count = self.n_averaged.double()
+        if skip is None:
+            skip = torch.zeros_like(count, dtype=torch.bool)
+        kept = ((1 + count) / (10 + count)).clamp_max(self.decay) * (count > 0)
+        share = (1 - kept) * ~skip
+
+        averages: tuple[torch.Tensor, ...] = tuple(self.module.parameters())
+        weights: tuple[torch.Tensor, ...] = tuple(model.parameters())
+        shares = {dtype: share.to(dtype) for dtype in {weight.dtype for weight in weights}}
+        torch._foreach_lerp_(averages, weights, tuple(shares[weight.dtype] for weight in weights))
+
+        for average, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
+            average.copy_(torch.where(skip, average, buffer))
+        self.n_averaged += ~skip
 
 
 # %% ../nbs/03_training.ipynb #60454f1a
+class _Adam(torch.optim.Adam):
+    "Adam that a tensor can tell to change nothing."
+
+    found_inf: torch.Tensor | None = None  # 1: leave all as it is; PyTorch's own name, from mixed precision
+
+
 def _new_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     "The optimiser that the config names, in the form that updates all weights at once."
-    if config.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), config.learning_rate, config.betas, fused=True)
-    return torch.optim.Adamax(model.parameters(), config.learning_rate, config.betas, foreach=True)
+    rate: float | torch.Tensor = config.learning_rate
+    if config.optimizer == "adamax":
+        return torch.optim.Adamax(model.parameters(), rate, config.betas, foreach=True)
+
+    device = device_of(model)
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        rate = torch.tensor(rate, device=device)
+    return _Adam(model.parameters(), rate, config.betas, fused=True, capturable=on_gpu)
 
 
 # %% ../nbs/03_training.ipynb #019389d6
@@ -146,21 +182,48 @@ class TrainingState:
         model: nn.Module,  # on the device where it will be trained
         config: TrainingConfig,  # how
     ) -> None:
+        device = device_of(model)
         self.model = model
         self.config = config
-        self.ema = average_model(model, config.ema_decay)
+        self.ema = EMA(model, config.ema_decay)
         self.optimizer = _new_optimizer(model, config)
         self.step = 0
-        self.skipped = 0
-        self.skipped_in_a_row = 0
+        self.rate = 0.0  # of the step under way, or of the last
+        self.limit = torch.zeros((), dtype=torch.float64, device=device)  # a gradient so long is skipped
+        self.skips = torch.zeros(3, dtype=torch.int64, device=device)  # in all; in a row now, and at most
         self.is_main = True  # of several processes, the one that writes
+        self.loaded = 0  # how often a saved state was taken up
+
+    @property
+    def skipped(self) -> int:
+        "Steps that were skipped. Reading it waits for a GPU to finish."
+        return int(self.skips[0])
+
+    @property
+    def skipped_in_a_row(self) -> int:
+        "So many of them just now, one after the other."
+        return int(self.skips[1])
+
+    def schedule(self) -> None:
+        "Look up what depends on the number of the coming step alone: its rate (03.1), its limit (03.4)."
+        config = self.config
+        self.rate = learning_rate(self.step, config)
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(self.rate)
+            else:
+                group["lr"] = self.rate
+        self.limit.fill_(config.skip_norm if self.step >= config.skip_from else math.inf)
 
     def state_dict(self) -> dict[str, typing.Any]:
         "Everything as nested dictionaries of tensors and plain values."
+        optimizer = self.optimizer.state_dict()
+        for group in optimizer["param_groups"]:
+            group["lr"] = float(group["lr"])
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "step": self.step,
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
@@ -179,29 +242,48 @@ class TrainingState:
         )
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            group["betas"] = self.config.betas  # the optimiser's saved state brings its old ones
+        _load_optimizer(self.optimizer, state["optimizer"])
         self.step = state["step"]
-        self.skipped = state["skipped"]
-        self.skipped_in_a_row = state["skipped_in_a_row"]
+        in_a_row = state["skipped_in_a_row"]
+        self.skips.copy_(torch.tensor([state["skipped"], in_a_row, in_a_row]))
+        self.loaded += 1
+
+
+# %% ../nbs/03_training.ipynb #d3fc9dbe
+def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, typing.Any]) -> None:
+    "Load moments and counts, and keep the settings; a rate that is a tensor stays the same tensor."
+    settings = []
+    for group in optimizer.param_groups:
+        settings.append({name: value for name, value in group.items() if name != "params"})
+
+    optimizer.load_state_dict(saved)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        saved_rate = group["lr"]
+        group.update(own)
+        if isinstance(own["lr"], torch.Tensor):
+            own["lr"].fill_(saved_rate)
+        else:
+            group["lr"] = saved_rate
 
 
 # %% ../nbs/03_training.ipynb #5ed41c8c
-def _update(state: TrainingState, norm: float) -> bool:
-    "Apply the gradient, or skip it (03.4); either way none of it is left for the next step."
-    config = state.config
-    too_long = state.step >= config.skip_from and norm >= config.skip_norm
-    skip = too_long or not math.isfinite(norm)
-    if not skip:
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(state.step, config)
-        state.optimizer.step()
-        state.ema.update_parameters(state.model)
+def _update(state: TrainingState, norm: torch.Tensor) -> torch.Tensor:
+    "Apply the gradient, or skip it (03.4): whether, as a single bool. None of it is left for the next step."
+    skip = ~torch.isfinite(norm) | (norm.double() >= state.limit)
+    optimizer = state.optimizer
+    if isinstance(optimizer, _Adam):
+        optimizer.found_inf = skip.float()
+        optimizer.step()
+    elif not skip:  # Adamax cannot be told by a tensor
+        optimizer.step()
+    state.ema.update_parameters(state.model, skip)
+    optimizer.zero_grad(set_to_none=True)
 
-    state.optimizer.zero_grad(set_to_none=True)
-    state.skipped += skip
-    state.skipped_in_a_row = state.skipped_in_a_row + 1 if skip else 0
+    in_all, in_a_row, longest = state.skips.unbind()
+    in_all += skip
+    in_a_row += 1
+    in_a_row *= skip
+    torch.maximum(longest, in_a_row, out=longest)
     return skip
 
 
@@ -228,11 +310,12 @@ def _autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:
 # %% ../nbs/03_training.ipynb #60b84ef4
 Batch = tuple[torch.Tensor, ...]  # as the dataset gives it: usually images and labels
 Metrics = dict[str, typing.Any]  # numbers by name, as tensors or plain
-Loss = typing.Callable[[typing.Any, Batch, torch.Generator, int], tuple[torch.Tensor, Metrics]]
+# the step is a number; where it is recorded (below), a tensor that holds the number
+Loss = typing.Callable[[typing.Any, Batch, torch.Generator, typing.Any], tuple[torch.Tensor, Metrics]]
 
 
 # %% ../nbs/03_training.ipynb #0408edcc
-def _gradient(model: nn.Module) -> float:
+def _gradient(model: nn.Module) -> torch.Tensor:
     "Average the gradients over all processes and return their length."
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     if PartialState().num_processes > 1:
@@ -240,7 +323,7 @@ def _gradient(model: nn.Module) -> float:
         flat = reduce(torch.cat([grad.flatten() for grad in grads]), "mean")
         for grad, mean in zip(grads, flat.split(sizes), strict=True):
             grad.copy_(mean.view_as(grad))
-    return nn.utils.get_total_norm(grads).item()
+    return nn.utils.get_total_norm(grads)
 
 
 # %% ../nbs/03_training.ipynb #17937930
@@ -258,6 +341,35 @@ def _mean(reports: list[Metrics], device: torch.device) -> Metrics:
 
 
 # %% ../nbs/03_training.ipynb #efd969b9
+def _learn(
+    state: TrainingState,
+    batches: typing.Iterable[Batch],  # the parts of a batch, on the model's device
+    loss_fn: Loss,
+    generator: torch.Generator,
+    step: int | torch.Tensor,  # its number
+) -> Metrics:
+    "One update, from a batch in its parts (03.2) to averaged weights. Nothing here waits for the device."
+    parts = state.config.accumulate
+    device = device_of(state.model)
+    reports = []
+    for batch in batches:
+        with _autocast(state.config, device):
+            loss, metrics = loss_fn(state.model, batch, generator, step)
+        (loss / parts).backward()
+        reports.append({"loss": loss.detach(), **metrics})
+
+    norm = _gradient(state.model)
+    skipped = _update(state, norm)
+    mean = _mean(reports, device)
+    return {**mean, "gradient_norm": norm, "learning_rate": state.rate, "skipped": skipped}
+
+
+# %% ../nbs/03_training.ipynb #ff201789
+def _fetch(data: Batches, indices: list[int], device: torch.device) -> Batch:
+    "The examples at `indices`, on a device."
+    return tuple(send(tensor, device) for tensor in data.batch(indices))
+
+
 def _step(
     state: TrainingState,
     data: Batches,
@@ -265,24 +377,176 @@ def _step(
     loss_fn: Loss,
     generator: torch.Generator,
 ) -> Metrics:
-    "One update from the examples at `indices`, in as many parts as the config says (03.2)."
+    "One update from the examples at `indices`, in as many parts as the config says."
     parts = state.config.accumulate
     device = device_of(state.model)
-    reports = []
-    for part in range(parts):
-        examples = data.batch(indices[part::parts])
-        batch = tuple(tensor.to(device, non_blocking=True) for tensor in examples)
-        with _autocast(state.config, device):
-            loss, metrics = loss_fn(state.model, batch, generator, state.step)
-        (loss / parts).backward()
-        reports.append({"loss": loss.detach(), **metrics})
-
-    norm = _gradient(state.model)
-    rate = learning_rate(state.step, state.config)
-    skipped = _update(state, norm)
+    batches = (_fetch(data, indices[part::parts], device) for part in range(parts))
+    state.schedule()
+    metrics = _learn(state, batches, loss_fn, generator, state.step)
     state.step += 1
-    mean = _mean(reports, device)
-    return {**mean, "gradient_norm": norm, "learning_rate": rate, "skipped": skipped}
+    return metrics
+
+
+# %% ../nbs/03_training.ipynb #47dd4a79
+REHEARSALS = 4  # steps that are called before one is recorded, so that libraries have set themselves up
+
+
+@contextlib.contextmanager
+def _waits() -> typing.Iterator[list[warnings.WarningMessage]]:
+    "Collects a warning for every time that the host waits for the GPU within the block."
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", message="called a synchronizing CUDA operation")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield caught
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+
+
+def _obstacle(config: TrainingConfig) -> str:
+    "Why the steps of a run cannot be recorded; empty where they can."
+    if PartialState().num_processes > 1:
+        return "several processes train together"
+    if config.accumulate > 1:
+        return f"accumulate is {config.accumulate}"
+    if config.optimizer != "adam":
+        return f"with {config.optimizer} the host decides what to skip"
+    return ""
+
+
+# %% ../nbs/03_training.ipynb #3ef375c9
+class CapturedStep:
+    """`_step` for one GPU: called a few times, recorded as a CUDA graph, and replayed from then on.
+    The loss runs as Python only while it is called; a replay repeats what it did, with new numbers."""
+
+    def __init__(
+        self,
+        state: TrainingState,  # on a GPU
+    ) -> None:
+        device = device_of(state.model)
+        self.batch: Batch = ()  # what a replay reads: examples, ...
+        self.number = torch.zeros((), dtype=torch.int64, device=device)  # ... the number of the step ...
+        self.generator = make_generator(0, device)  # ... and noise
+        self.metrics: Metrics = {}  # what it writes, besides the state
+        self.stream = torch.cuda.Stream(device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.rehearsals = 0
+        self.loaded = state.loaded
+        self.obstacle = ""
+        self._note(_obstacle(state.config), state)
+
+    def __call__(
+        self,
+        state: TrainingState,
+        data: Batches,
+        indices: list[int],
+        loss_fn: Loss,
+        generator: torch.Generator,
+    ) -> Metrics:
+        "One update from the examples at `indices`."
+        if self.loaded != state.loaded:
+            self.graph = None  # the graph knows the moments by their old places
+            self.loaded = state.loaded
+        if self.rehearsals == REHEARSALS and self.graph is None and not self.obstacle:
+            self._record(state, loss_fn)
+        if self.obstacle:
+            return _step(state, data, indices, loss_fn, generator)
+
+        self._take_in(_fetch(data, indices, self.stream.device))
+        self.number.fill_(state.step)
+        self.generator.manual_seed(generator.initial_seed())
+        state.schedule()
+        metrics = self._rehearse(state, loss_fn) if self.graph is None else self._replay()
+        state.step += 1
+        return {**metrics, "learning_rate": state.rate}
+
+    def _take_in(self, batch: Batch) -> None:
+        if not self.batch:
+            self.batch = tuple(torch.empty_like(tensor) for tensor in batch)
+        for place, tensor in zip(self.batch, batch, strict=True):
+            check(place.shape == tensor.shape, "on a GPU all batches of a run need the same shape")
+            place.copy_(tensor)
+
+    def _learn(self, state: TrainingState, loss_fn: Loss) -> Metrics:
+        return _learn(state, [self.batch], loss_fn, self.generator, self.number)
+
+    def _rehearse(self, state: TrainingState, loss_fn: Loss) -> Metrics:
+        "Call the step on the stream that will record it, and note whether the host waits."
+        current = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream), _waits() as waits:
+            metrics = self._learn(state, loss_fn)
+        current.wait_stream(self.stream)
+
+        self.rehearsals += 1
+        if waits and self.rehearsals > 1:
+            self._note("the loss makes the host wait for a number", state)
+        return metrics
+
+    def _record(self, state: TrainingState, loss_fn: Loss) -> None:
+        "Record the step without taking it."
+        device = self.stream.device
+        current = torch.cuda.current_stream(device)
+        try:
+            with torch.cuda.device(device):
+                graph = torch.cuda.CUDAGraph()
+                graph.register_generator_state(self.generator)
+                with torch.cuda.graph(graph, stream=self.stream):
+                    self.metrics = self._learn(state, loss_fn)
+            self.graph = graph
+        except RuntimeError as error:
+            torch.cuda.set_stream(current)  # which PyTorch forgets to do in this case
+            state.optimizer.zero_grad(set_to_none=True)
+            self._note(f"recording failed, {str(error).splitlines()[0]}", state)
+
+    def _replay(self) -> Metrics:
+        "Take the step. The metrics are copies: the next replay writes into the same places."
+        if self.graph is not None:
+            self.graph.replay()
+        copies = {}
+        for name, value in self.metrics.items():
+            copies[name] = value.detach().clone() if isinstance(value, torch.Tensor) else value
+        return copies
+
+    def _note(self, obstacle: str, state: TrainingState) -> None:
+        self.obstacle = obstacle
+        if obstacle and state.is_main:
+            print(f"each step is called, not replayed: {obstacle}", flush=True)
+
+
+# %% ../nbs/03_training.ipynb #d4736b32
+DATA_SHARE = 0.25  # of all of a GPU's memory: what is free varies from run to run
+
+
+@typing.runtime_checkable
+class _Movable(Batches, typing.Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+    def to(self, device: torch.device) -> Batches: ...
+
+
+def _settle(data: Batches, device: torch.device) -> Batches:
+    "The data, in the memory of a GPU if they can be moved there and are small enough."
+    if device.type != "cuda" or not isinstance(data, _Movable):
+        return data
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return data.to(device) if data.nbytes <= DATA_SHARE * memory else data
+
+
+@contextlib.contextmanager
+def _repeatable() -> typing.Iterator[None]:
+    "Within the block cuDNN computes the same from the same, to the last bit."
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic = True
+    cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
 
 
 # %% ../nbs/03_training.ipynb #34f257fa
@@ -297,7 +561,8 @@ class Callback:
         "Before the first step."
 
     def on_step(self, state: TrainingState, metrics: Metrics) -> None:
-        "After every step; `state.step` counts it. `metrics` holds what `_step` returned, still as tensors."
+        """After every step; `state.step` counts it. `metrics` holds what `_step` returned, still as tensors.
+        Reading one waits for a GPU: every `log_every` steps is often enough."""
 
     def on_end(self, state: TrainingState) -> None:
         "After the last step, also where training was stopped."
@@ -372,10 +637,14 @@ def _mix(seed: int, step: int, rank: int) -> int:
     return ((seed * 1_000_003 + step) * 1_009 + rank) % 2**63
 
 
-def _check_skipping(state: TrainingState, norm: float) -> None:
+def _check_skipping(state: TrainingState, norm: torch.Tensor) -> None:
     "Raise `CfvaeError`, with advice, where too many steps in a row were skipped."
-    skipped = state.skipped_in_a_row
-    if skipped >= state.config.max_skipped:
+    config = state.config
+    on_gpu = state.skips.device.type == "cuda"
+    if on_gpu and state.step % config.log_every != 0 and state.step < config.steps:
+        return
+    skipped = int(state.skips[2])
+    if skipped >= config.max_skipped:
         raise CfvaeError(
             f"{skipped} steps in a row were skipped (last gradient norm {norm:.3g}): "
             "the run is not learning any more.\n"
@@ -398,12 +667,16 @@ def fit(
     processes = PartialState()
     rank = processes.process_index
     order = ShuffledBatches(len(data), config.batch_size, config.seed, rank, processes.num_processes)
-    generator = make_generator(0, device_of(model))
 
-    with _watched(callbacks, state):
+    device = device_of(model)
+    data = _settle(data, device)
+    generator = make_generator(0, device)
+    take_step = CapturedStep(state) if device.type == "cuda" else _step
+
+    with _repeatable(), _watched(callbacks, state):
         while state.step < config.steps:
             generator.manual_seed(_mix(config.seed, state.step, rank))
-            metrics = _step(state, data, order.batch(state.step), loss_fn, generator)
+            metrics = take_step(state, data, order.batch(state.step), loss_fn, generator)
             if _anyone_stops(callbacks, state, metrics):
                 break
             _check_skipping(state, metrics["gradient_norm"])
