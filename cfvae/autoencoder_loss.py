@@ -20,7 +20,6 @@ __all__ = [
 
 # %% ../nbs/03c_sharper_autoencoder.ipynb #c3f5efc6
 import dataclasses
-import typing
 import warnings
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from torch import nn
 from .autoencoder import Autoencoder, AutoencoderConfig, psnr
 from .core import CfvaeError, check
 from .data import horizontal_flip
+from .training import Batch, Loss, Metrics
 
 
 # %% ../nbs/03c_sharper_autoencoder.ipynb #5c15dd03
@@ -256,14 +256,42 @@ def _play(
 
 
 # %% ../nbs/03c_sharper_autoencoder.ipynb #5b11487c
+def _errors(
+    config: AutoencoderLossConfig,
+    net: nn.Module | None,  # the perceptual distance, where it counts
+    decoded: torch.Tensor,
+    x: torch.Tensor,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    "How far the reconstructions are from the images: absolute, squared and perceptual (03c.6)."
+    l1 = F.l1_loss(decoded, x)
+    loss = l1 + config.l2_weight * F.mse_loss(decoded, x)
+    metrics = {"l1": l1.detach(), "psnr": psnr(decoded.detach(), x)}
+    if net is not None:
+        # differences of features are too fine for half precision
+        with torch.autocast(x.device.type, enabled=False):
+            distance = net.to(x.device)(decoded, x).mean()
+        loss = loss + config.perceptual_weight * distance
+        metrics["perceptual"] = distance.detach()
+    return loss, metrics
+
+
+# %% ../nbs/03c_sharper_autoencoder.ipynb #0b4c610e
+def _two_players(model: Autoencoder | TwoPlayers) -> TwoPlayers:
+    if not isinstance(model, TwoPlayers):
+        raise CfvaeError(
+            "disc_weight is above 0, but the model has no discriminator: train what first_stage(...) gives"
+        )
+    return model
+
+
+# %% ../nbs/03c_sharper_autoencoder.ipynb #3eed0550
 def first_stage_loss(
     config: AutoencoderLossConfig,  # the weights
     flip: bool = False,  # mirror a random half of the images
     perceptual_net: nn.Module | None = None,  # (a, b) -> one distance per image; None: LPIPS
-) -> typing.Callable:
-    """The loss of a `first_stage` module (03c.6).
+) -> Loss:
+    """The loss of a `first_stage` module (03c.6), as `fit` wants it.
 
-    As `fit` wants it: (model, batch, generator, step) -> (loss, metrics).
     Raises `CfvaeError` where the perceptual distance is wanted and cannot be had."""
     net: nn.Module | None = None
     if config.perceptual_weight:
@@ -271,37 +299,16 @@ def first_stage_loss(
         net.eval().requires_grad_(False)
 
     def loss_fn(
-        model: Autoencoder | TwoPlayers,
-        batch: tuple[torch.Tensor, ...],
-        generator: torch.Generator | None,
-        step: int,
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        x = batch[0]
-        if flip:
-            x = horizontal_flip(x, generator)
+        model: Autoencoder | TwoPlayers, batch: Batch, generator: torch.Generator, step: int
+    ) -> tuple[torch.Tensor, Metrics]:
+        x = horizontal_flip(batch[0], generator) if flip else batch[0]
         decoded = model(x)
-
-        l1 = F.l1_loss(decoded, x)
-        l2 = F.mse_loss(decoded, x)
-        loss = l1 + config.l2_weight * l2
-        metrics = {"l1": l1.detach(), "psnr": psnr(decoded.detach(), x)}
-
-        if net is not None:
-            # differences of features are too fine for half precision
-            with torch.autocast(x.device.type, enabled=False):
-                distance = net.to(x.device)(decoded, x).mean()
-            loss = loss + config.perceptual_weight * distance
-            metrics["perceptual"] = distance.detach()
-
+        loss, metrics = _errors(config, net, decoded, x)
         if config.disc_weight and torch.is_grad_enabled():
-            if not isinstance(model, TwoPlayers):
-                raise CfvaeError(
-                    "disc_weight is above 0, but the model has no discriminator: "
-                    "train what first_stage(...) gives"
-                )
+            players = _two_players(model)
             if step + 1 >= config.disc_start:
-                loss, judged = _play(model, x, decoded, loss, config.disc_weight)
-                metrics.update(judged)
+                loss, judged = _play(players, x, decoded, loss, config.disc_weight)
+                metrics |= judged
         return loss, metrics
 
     return loss_fn

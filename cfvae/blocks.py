@@ -80,6 +80,7 @@ class ResidualBlock(nn.Module):
 ATTENTION_MODES = ("softmax", "published")
 
 
+# %% ../nbs/07_blocks.ipynb #17cf86bf
 class Attention(nn.Module):
     """Every position looks at every other: (b, c, r, r) -> (b, c, r, r), with a skip.
 

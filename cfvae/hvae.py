@@ -72,6 +72,7 @@ _PER_LEVEL = (
 )
 
 
+# %% ../nbs/08_hierarchical_vae.ipynb #1c486929
 def _check_sizes(config: "HierarchicalVAEConfig") -> None:
     "Refuse what cannot work. Every field with one entry per level is a tuple by now."
     for name in ("widths", "encoder_widths", "layers", "resolutions"):

@@ -189,6 +189,7 @@ def _trace(half: SamplingHalf) -> "onnx.ModelProto":
     return _without_notes(program.model_proto)
 
 
+# %% ../nbs/12b_onnx.ipynb #2998fa2e
 def _without_notes(model: "onnx.ModelProto") -> "onnx.ModelProto":
     "Take out what the exporter noted beside every operation: source lines, with this machine's paths."
     graph = model.graph

@@ -93,6 +93,7 @@ class PretrainedConfig:
 _PIXELS_AT_ONCE = 8 * 256 * 256  # a large decoder needs about a gigabyte for so many
 
 
+# %% ../nbs/02b_pretrained.ipynb #3ddf4d6c
 class PretrainedAutoencoder(nn.Module):
     "An autoencoder as the second stage sees it: frozen, deterministic (02b.1), in parts if need be."
 

@@ -100,6 +100,7 @@ def _current_names(part: str, fields: dict[str, typing.Any]) -> dict[str, typing
     return {RENAMED_FIELDS.get(name, name): value for name, value in fields.items()}
 
 
+# %% ../nbs/14_recipes.ipynb #0566cc06
 def with_pretrained(
     recipe: Recipe,  # the start
     source: str,  # a folder, owner/name or owner/name/subfolder on the Hugging Face hub, or "pixels"
@@ -164,6 +165,7 @@ def _set_field(
     target[field] = _parse_like(target[field], value, key)
 
 
+# %% ../nbs/14_recipes.ipynb #55fe750c
 def _parse_like(old: typing.Any, value: typing.Any, key: str) -> typing.Any:
     "A value from the command line in the form of the one it replaces."
     if not isinstance(value, str) or isinstance(old, str):
