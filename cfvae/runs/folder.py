@@ -46,13 +46,16 @@ def refuse_begun(
     """Whether the folder holds a run that has saved something.
 
     Raises `CfvaeError` if so, unless it is to be resumed."""
-    checkpoints = [list_checkpoints(out / stage / "checkpoints") for stage in STAGES]
-    saved = any(checkpoints) or (out / "autoencoder" / "model").exists()
-    begun = saved and (out / "recipe.json").exists()
+    begun = (out / "recipe.json").exists() and _has_saved(out)
     check(
         resume or not begun, f"{out} already holds a run: go on with it by --resume, or choose another --out"
     )
     return begun
+
+
+def _has_saved(out: Path) -> bool:
+    checkpoints = [list_checkpoints(out / stage / "checkpoints") for stage in STAGES]
+    return any(checkpoints) or (out / "autoencoder" / "model").exists()
 
 
 def claim_run(
