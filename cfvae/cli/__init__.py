@@ -24,6 +24,7 @@ for _command in (  # in the order of the help
     commands.reconstruct,
     commands.encode,
     commands.demo,
+    commands.bench,
     commands.train_features,
     commands.import_weights,
     commands.push,

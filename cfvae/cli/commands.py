@@ -118,6 +118,18 @@ def demo(out: options.DemoFolder = Path("runs/demo")) -> None:
     reporting.demo(out)
 
 
+def bench(
+    preset: options.BenchPreset = None,
+    device: options.Device = "auto",
+    scale: options.Scale = False,
+    out: options.BenchFolder = None,
+) -> None:
+    "Measure how fast this machine trains, draws and encodes with a preset, on random data."
+    from . import benching
+
+    benching.bench(preset, device, scale, out)
+
+
 def train_features(out: options.WeightsFolder) -> None:
     "Train the judge of the shapes models again, as it was trained for the package."
     from . import training

@@ -138,6 +138,25 @@ Flip = Annotated[bool, Option("--flip", help="Encode every image's mirror image 
 DemoFolder = Annotated[Path, Option(metavar="DIR", help="The run folder.")]
 WeightsFolder = Annotated[Path, Option(metavar="DIR", help="The folder for the weights.", show_default=False)]
 
+# bench
+
+BenchPreset = Annotated[
+    str | None,
+    Option(
+        "--preset",
+        metavar="NAME",
+        help="A named recipe; cifar10 on a GPU and shapes-demo on a CPU if not given.",
+        show_default=False,
+    ),
+]
+Scale = Annotated[
+    bool, Option("--scale", help="Show, too, how costs grow with layers, width, resolution and batch.")
+]
+BenchFolder = Annotated[  # as text, since the path of an empty text is that of this folder
+    str | None,
+    Option("--out", metavar="DIR", help="A folder for the numbers and the figure.", show_default=False),
+]
+
 # import-weights
 
 WeightsFile = Annotated[

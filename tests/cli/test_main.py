@@ -20,6 +20,7 @@ IN_ORDER = [
     "reconstruct",
     "encode",
     "demo",
+    "bench",
     "train-features",
     "import-weights",
     "push",
