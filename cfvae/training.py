@@ -7,15 +7,15 @@ __all__ = [
     "Batch",
     "Metrics",
     "Loss",
-    "REHEARSALS",
-    "DATA_SHARE",
+    "Step",
     "PATIENCE",
     "TrainingConfig",
     "learning_rate",
     "EMA",
     "TrainingState",
     "bf16_is_fast",
-    "CapturedStep",
+    "learn",
+    "called_step",
     "StopTraining",
     "Callback",
     "join_processes",
@@ -27,7 +27,6 @@ import contextlib
 import dataclasses
 import math
 import typing
-import warnings
 from datetime import timedelta
 
 import torch
@@ -341,11 +340,11 @@ def _mean(reports: list[Metrics], device: torch.device) -> Metrics:
 
 
 # %% ../nbs/03_training.ipynb #efd969b9
-def _learn(
-    state: TrainingState,
+def learn(
+    state: TrainingState,  # advanced in place, all but its `step`
     batches: typing.Iterable[Batch],  # the parts of a batch, on the model's device
-    loss_fn: Loss,
-    generator: torch.Generator,
+    loss_fn: Loss,  # what to make small
+    generator: torch.Generator,  # of the loss's noise
     step: int | torch.Tensor,  # its number
 ) -> Metrics:
     "One update, from a batch in its parts (03.2) to averaged weights. Nothing here waits for the device."
@@ -370,183 +369,25 @@ def _fetch(data: Batches, indices: list[int], device: torch.device) -> Batch:
     return tuple(send(tensor, device) for tensor in data.batch(indices))
 
 
-def _step(
-    state: TrainingState,
-    data: Batches,
-    indices: list[int],
-    loss_fn: Loss,
-    generator: torch.Generator,
+def called_step(
+    state: TrainingState,  # advanced in place
+    data: Batches,  # what to train on
+    indices: list[int],  # the examples of this step
+    loss_fn: Loss,  # what to make small
+    generator: torch.Generator,  # seeded for this step
 ) -> Metrics:
-    "One update from the examples at `indices`, in as many parts as the config says."
+    """One update from the examples at `indices`, in as many parts as the config says.
+    What the loss reports, `gradient_norm` and `skipped` are still tensors: nothing waits for them."""
     parts = state.config.accumulate
     device = device_of(state.model)
     batches = (_fetch(data, indices[part::parts], device) for part in range(parts))
     state.schedule()
-    metrics = _learn(state, batches, loss_fn, generator, state.step)
+    metrics = learn(state, batches, loss_fn, generator, state.step)
     state.step += 1
     return metrics
 
 
-# %% ../nbs/03_training.ipynb #47dd4a79
-REHEARSALS = 4  # steps that are called before one is recorded, so that libraries have set themselves up
-
-
-@contextlib.contextmanager
-def _waits() -> typing.Iterator[list[warnings.WarningMessage]]:
-    "Collects a warning for every time that the host waits for the GPU within the block."
-    mode = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("always", message="called a synchronizing CUDA operation")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            yield caught
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
-
-
-def _obstacle(config: TrainingConfig) -> str:
-    "Why the steps of a run cannot be recorded; empty where they can."
-    if PartialState().num_processes > 1:
-        return "several processes train together"
-    if config.accumulate > 1:
-        return f"accumulate is {config.accumulate}"
-    if config.optimizer != "adam":
-        return f"with {config.optimizer} the host decides what to skip"
-    return ""
-
-
-# %% ../nbs/03_training.ipynb #3ef375c9
-class CapturedStep:
-    """`_step` for one GPU: called a few times, recorded as a CUDA graph, and replayed from then on.
-    The loss runs as Python only while it is called; a replay repeats what it did, with new numbers."""
-
-    def __init__(
-        self,
-        state: TrainingState,  # on a GPU
-    ) -> None:
-        device = device_of(state.model)
-        self.batch: Batch = ()  # what a replay reads: examples, ...
-        self.number = torch.zeros((), dtype=torch.int64, device=device)  # ... the number of the step ...
-        self.generator = make_generator(0, device)  # ... and noise
-        self.metrics: Metrics = {}  # what it writes, besides the state
-        self.stream = torch.cuda.Stream(device)
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.rehearsals = 0
-        self.loaded = state.loaded
-        self.obstacle = ""
-        self._note(_obstacle(state.config), state)
-
-    def __call__(
-        self,
-        state: TrainingState,
-        data: Batches,
-        indices: list[int],
-        loss_fn: Loss,
-        generator: torch.Generator,
-    ) -> Metrics:
-        "One update from the examples at `indices`."
-        if self.loaded != state.loaded:
-            self.graph = None  # the graph knows the moments by their old places
-            self.loaded = state.loaded
-        if self.rehearsals == REHEARSALS and self.graph is None and not self.obstacle:
-            self._record(state, loss_fn)
-        if self.obstacle:
-            return _step(state, data, indices, loss_fn, generator)
-
-        self._take_in(_fetch(data, indices, self.stream.device))
-        self.number.fill_(state.step)
-        self.generator.manual_seed(generator.initial_seed())
-        state.schedule()
-        metrics = self._rehearse(state, loss_fn) if self.graph is None else self._replay()
-        state.step += 1
-        return {**metrics, "learning_rate": state.rate}
-
-    def _take_in(self, batch: Batch) -> None:
-        if not self.batch:
-            self.batch = tuple(torch.empty_like(tensor) for tensor in batch)
-        for place, tensor in zip(self.batch, batch, strict=True):
-            check(place.shape == tensor.shape, "on a GPU all batches of a run need the same shape")
-            place.copy_(tensor)
-
-    def _learn(self, state: TrainingState, loss_fn: Loss) -> Metrics:
-        return _learn(state, [self.batch], loss_fn, self.generator, self.number)
-
-    def _rehearse(self, state: TrainingState, loss_fn: Loss) -> Metrics:
-        "Call the step on the stream that will record it, and note whether the host waits."
-        current = torch.cuda.current_stream(self.stream.device)
-        self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream), _waits() as waits:
-            metrics = self._learn(state, loss_fn)
-        current.wait_stream(self.stream)
-
-        self.rehearsals += 1
-        if waits and self.rehearsals > 1:
-            self._note("the loss makes the host wait for a number", state)
-        return metrics
-
-    def _record(self, state: TrainingState, loss_fn: Loss) -> None:
-        "Record the step without taking it."
-        device = self.stream.device
-        current = torch.cuda.current_stream(device)
-        try:
-            with torch.cuda.device(device):
-                graph = torch.cuda.CUDAGraph()
-                graph.register_generator_state(self.generator)
-                with torch.cuda.graph(graph, stream=self.stream):
-                    self.metrics = self._learn(state, loss_fn)
-            self.graph = graph
-        except RuntimeError as error:
-            torch.cuda.set_stream(current)  # which PyTorch forgets to do in this case
-            state.optimizer.zero_grad(set_to_none=True)
-            self._note(f"recording failed, {str(error).splitlines()[0]}", state)
-
-    def _replay(self) -> Metrics:
-        "Take the step. The metrics are copies: the next replay writes into the same places."
-        if self.graph is not None:
-            self.graph.replay()
-        copies = {}
-        for name, value in self.metrics.items():
-            copies[name] = value.detach().clone() if isinstance(value, torch.Tensor) else value
-        return copies
-
-    def _note(self, obstacle: str, state: TrainingState) -> None:
-        self.obstacle = obstacle
-        if obstacle and state.is_main:
-            print(f"each step is called, not replayed: {obstacle}", flush=True)
-
-
-# %% ../nbs/03_training.ipynb #d4736b32
-DATA_SHARE = 0.25  # of all of a GPU's memory: what is free varies from run to run
-
-
-@typing.runtime_checkable
-class _Movable(Batches, typing.Protocol):
-    @property
-    def nbytes(self) -> int: ...
-
-    def to(self, device: torch.device) -> Batches: ...
-
-
-def _settle(data: Batches, device: torch.device) -> Batches:
-    "The data, in the memory of a GPU if they can be moved there and are small enough."
-    if device.type != "cuda" or not isinstance(data, _Movable):
-        return data
-    memory = torch.cuda.get_device_properties(device).total_memory
-    return data.to(device) if data.nbytes <= DATA_SHARE * memory else data
-
-
-@contextlib.contextmanager
-def _repeatable() -> typing.Iterator[None]:
-    "Within the block cuDNN computes the same from the same, to the last bit."
-    cudnn = torch.backends.cudnn
-    before = cudnn.deterministic, cudnn.benchmark
-    cudnn.deterministic = True
-    cudnn.benchmark = False
-    try:
-        yield
-    finally:
-        cudnn.deterministic, cudnn.benchmark = before
+Step = typing.Callable[[TrainingState, Batches, list[int], Loss, torch.Generator], Metrics]
 
 
 # %% ../nbs/03_training.ipynb #34f257fa
@@ -561,7 +402,7 @@ class Callback:
         "Before the first step."
 
     def on_step(self, state: TrainingState, metrics: Metrics) -> None:
-        """After every step; `state.step` counts it. `metrics` holds what `_step` returned, still as tensors.
+        """After every step; `state.step` counts it. `metrics` holds what the step returned, still as tensors.
         Reading one waits for a GPU: every `log_every` steps is often enough."""
 
     def on_end(self, state: TrainingState) -> None:
@@ -599,6 +440,20 @@ def _begin(model: nn.Module, config: TrainingConfig) -> TrainingState:
     state = TrainingState(model, config)
     state.is_main = processes.is_main_process
     return state
+
+
+# %% ../nbs/03_training.ipynb #d4736b32
+@contextlib.contextmanager
+def _repeatable() -> typing.Iterator[None]:
+    "Within the block cuDNN computes the same from the same, to the last bit."
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic = True
+    cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
 
 
 # %% ../nbs/03_training.ipynb #4b1afad7
@@ -660,6 +515,7 @@ def fit(
     loss_fn: Loss,  # (model, batch, generator, step) -> (scalar loss, metrics)
     config: TrainingConfig,  # how
     callbacks: typing.Sequence[Callback] = (),  # who watches
+    take_step: Step = called_step,  # how; on one GPU, `cfvae.runs.recorded.RecordedStep()` is faster
 ) -> TrainingState:
     """Train up to step `config.steps` and return the state, whose `ema.module` is the model to use.
     Raises `CfvaeError` where the batch cannot be shared out, or too many steps in a row are skipped."""
@@ -667,11 +523,7 @@ def fit(
     processes = PartialState()
     rank = processes.process_index
     order = ShuffledBatches(len(data), config.batch_size, config.seed, rank, processes.num_processes)
-
-    device = device_of(model)
-    data = _settle(data, device)
-    generator = make_generator(0, device)
-    take_step = CapturedStep(state) if device.type == "cuda" else _step
+    generator = make_generator(0, device_of(model))
 
     with _repeatable(), _watched(callbacks, state):
         while state.step < config.steps:

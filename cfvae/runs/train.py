@@ -26,6 +26,7 @@ from ..recipes import Recipe
 from ..training import Callback, TrainingConfig, TrainingState, fit, join_processes
 from .callbacks import Checkpointer, JsonLog, PictureLog, ProgressBar, StopOnSignal, TensorBoardLog, TimeLimit
 from .folder import claim_run, load_autoencoder, refuse_begun
+from .recorded import RecordedStep
 
 FirstStage = Autoencoder | PretrainedAutoencoder
 SHOWN = 8  # held-out images in the pictures of a run
@@ -105,7 +106,8 @@ def train_autoencoder(
     assert isinstance(sizes, AutoencoderConfig), "a borrowed first stage is not trained"
     model = first_stage(sizes, recipe.autoencoder_loss)
     loss_fn = first_stage_loss(recipe.autoencoder_loss, recipe.flip)
-    state = fit(model, images, loss_fn, config, _watchers(folder, config, resume, draw, len(shown), extra))
+    watchers = _watchers(folder, config, resume, draw, len(shown), extra)
+    state = fit(model, images, loss_fn, config, watchers, take_step=RecordedStep())
     if state.step == config.steps and state.is_main:
         averaged = typing.cast(Autoencoder | TwoPlayers, state.ema.module)
         autoencoder_of(averaged).cpu().save_pretrained(folder / "model")
@@ -158,7 +160,9 @@ def train_vae(
     draw = _vae_pictures(recipe, held, pipeline)
     watchers = _watchers(folder, config, resume, draw, min(SHOWN, len(held)), extra)
     seed_everything(config.seed)
-    state = fit(HierarchicalVAE(recipe.vae), latents, vae_loss(recipe.objective), config, watchers)
+    model = HierarchicalVAE(recipe.vae)
+    loss_fn = vae_loss(recipe.objective)
+    state = fit(model, latents, loss_fn, config, watchers, take_step=RecordedStep())
     if state.is_main:
         averaged = typing.cast(HierarchicalVAE, state.ema.module)
         pipeline(averaged.cpu()).save_pretrained(out / "pipeline")
