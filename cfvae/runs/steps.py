@@ -15,12 +15,13 @@ from ..objective import vae_loss
 from ..recipes import Recipe
 from ..training import Callback, Metrics, StopTraining, TrainingState, fit
 from .machine import REPEATS, finish
+from .recorded import RecordedStep
 
 ENDLESS = 1_000_000  # steps; the timer stops training
 
 
 class TimedData:
-    "Data that note the time spent in fetching them. Where `fit` moves such data to a GPU, it moves these."
+    "Data that note the time spent in fetching them. Where a run moves its data to a GPU, these move."
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class StepTimer(Callback):
     """Times steps of `fit`, and stops it after `REPEATS` repeats and so many seconds.
 
     A GPU works behind the loop's back, so there a repeat is ten steps, and the timer waits only after them;
-    and `fit` records a step on it, which has to be over before."""
+    and a step is recorded on it, which has to be over before."""
 
     def __init__(
         self,
@@ -123,5 +124,6 @@ def time_steps(
     model = HierarchicalVAE(recipe.vae)
     data = TimedData(random_codes(recipe))
     timer = StepTimer(data, device, seconds)
-    fit(model, data, vae_loss(recipe.objective), config, [timer])
+    loss_fn = vae_loss(recipe.objective)
+    fit(model, data, loss_fn, config, [timer], take_step=RecordedStep())  # as in a run
     return timer, model

@@ -10,7 +10,7 @@ from recipes_for_tests import tiny
 
 from cfvae.core import CfvaeError
 from cfvae.pretrained import PretrainedConfig
-from cfvae.runs import machine, steps
+from cfvae.runs import machine, recorded, steps
 from cfvae.runs.bench import bench, count_flops, default_preset, draw_batch, new_pipeline
 from cfvae.runs.machine import REPEATS, matrix_rate, resolve_precision, time_calls
 from cfvae.runs.steps import StepTimer, TimedData, random_codes, time_steps
@@ -182,6 +182,22 @@ def test_timed_data_are_the_data():
     assert torch.equal(codes, data.batch([3, 1])[0]) and labels.tolist() == [3, 1]
     assert timed.to(CPU) is timed
     assert torch.equal(timed.batch([3, 1])[0], codes)
+
+
+def test_steps_are_those_of_a_run(monkeypatch):
+    recipe = tiny()
+    made = []
+
+    class Step(steps.RecordedStep):
+        def __init__(self):
+            super().__init__()
+            made.append(self)
+
+    monkeypatch.setattr(steps, "RecordedStep", Step)
+    monkeypatch.setattr(steps, "fit", lambda *arguments, take_step: made.append(take_step))
+    time_steps(recipe, CPU)
+    assert made[0] is made[1]
+    assert isinstance(TimedData(random_codes(recipe)), recorded._Movable)
 
 
 def test_steps_train_the_model():
