@@ -245,6 +245,9 @@ def precision_recall(
     sizes = f"{real.shape[1]} and {drawn.shape[1]} numbers"
     check(real.shape[1] == drawn.shape[1], f"features have {sizes}: use the same network for both")
 
+    centre = real.double().mean(0)  # far from zero, float32 loses the distances between neighbours
+    real = (real - centre).to(real.dtype)
+    drawn = (drawn - centre).to(real.dtype)
     precision = _share_on_map(drawn, real, neighbours)
     recall = _share_on_map(real, drawn, neighbours)
     return precision, recall

@@ -204,6 +204,17 @@ def test_precision_and_recall_by_the_definition():
     assert 0 < precision_recall(real, drawn, k)[1] < 1
 
 
+def test_precision_and_recall_do_not_depend_on_where_the_features_lie():
+    generator = make_generator(3)
+    real = torch.randn(200, 16, generator=generator)
+    drawn = 0.9 * torch.randn(200, 16, generator=generator)
+    real, drawn = (real * 1024).round() / 1024, (drawn * 1024).round() / 1024  # exact, shifted or not
+    expected = precision_recall(real, drawn)
+    assert expected == pytest.approx(precision_recall(real.double(), drawn.double()), abs=0.01)
+    assert precision_recall(real + 1000, drawn + 1000) == pytest.approx(expected, abs=0.01)
+    assert precision_recall(real - 5000, drawn - 5000) == pytest.approx(expected, abs=0.01)
+
+
 @pytest.mark.parametrize(
     ("real", "drawn", "message"),
     [
