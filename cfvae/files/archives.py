@@ -1,8 +1,12 @@
 """Archives of images, unpacked without trusting them."""
 
+import bz2
 import dataclasses
 import errno
+import gzip
 import hashlib
+import io
+import lzma
 import stat
 import tarfile
 import typing
@@ -17,7 +21,14 @@ ARCHIVES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", ".zip")
 BOMB_RATIO = 50  # unpacked bytes may be so many times the archive's
 BOMB_FLOOR = 2**30  # and always so many
 MEMBER_COST = 512  # bytes that an empty member counts for
-BLOCK = 1 << 20  # bytes copied at a time
+BLOCK = 1 << 16  # bytes copied at a time
+HEADER_LIMIT = 1 << 20  # bytes of what stands before one member of a .tar: its name, and notes about it
+OPENERS: dict[bytes, typing.Callable[[Path], io.BufferedIOBase]] = {  # by a file's first bytes
+    b"\x1f\x8b": gzip.GzipFile,
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\0": lzma.LZMAFile,
+    b"]\0\0": lzma.LZMAFile,
+}
 
 
 @dataclasses.dataclass
@@ -69,7 +80,7 @@ def _unpack_into(archive: Path, folder: Path) -> None:
     """Write an archive's files into a folder.
 
     Raises `CfvaeError` naming the first member that is not an honest file."""
-    limit = max(BOMB_FLOOR, BOMB_RATIO * archive.stat().st_size)
+    limit = _limit(archive)
     written = 0
     members = _zip_members if archive.suffix.lower() == ".zip" else _tar_members
     for member in members(archive, folder):
@@ -84,12 +95,20 @@ def _unpack_into(archive: Path, folder: Path) -> None:
         with member.open() as source, open(target, "wb") as out:
             while block := source.read(BLOCK):
                 written += len(block)
-                check(
-                    written <= limit,
-                    f"{shown}: more than {limit / 2**30:.0f} GiB unpacked, which looks like a bomb; "
-                    "unpack it yourself if you trust it",
-                )
+                check(written <= limit, _looks_like_a_bomb(shown, limit))
                 out.write(block)
+
+
+def _limit(archive: Path) -> int:
+    "How many bytes an honest archive may hold."
+    return max(BOMB_FLOOR, BOMB_RATIO * archive.stat().st_size)
+
+
+def _looks_like_a_bomb(shown: str, limit: int) -> str:
+    return (
+        f"{shown}: more than {limit / 2**30:.0f} GiB unpacked, which looks like a bomb; "
+        "unpack it yourself if you trust it"
+    )
 
 
 def _check_honest(member: Member, shown: str) -> None:
@@ -109,9 +128,52 @@ def _is_inside(name: str) -> bool:
     return not path.anchor and ".." not in path.parts and "\0" not in name
 
 
+class _TarStream(io.RawIOBase):
+    """The bytes of a .tar, counted as they leave the decompressor.
+
+    tarfile takes a header of any length into memory, whatever its size: here the reading stops."""
+
+    def __init__(self, archive: Path) -> None:
+        self.name = archive.name
+        with open(archive, "rb") as file:
+            start = file.read(6)
+        opener = next((OPENERS[magic] for magic in OPENERS if start.startswith(magic)), None)
+        self.source: io.BufferedIOBase = opener(archive) if opener else open(archive, "rb")
+        self.limit = 2 * _limit(archive)  # members are counted one by one: this is for what is between them
+        self.passed = 0  # bytes read or skipped
+        self.header_left: int | None = HEADER_LIMIT  # may be read before the next member; None inside one
+
+    def read(self, size: int = -1, /) -> bytes:
+        if self.header_left is not None:
+            self.header_left -= size
+            check(
+                0 <= size and self.header_left >= 0,
+                f"{self.name} is damaged or a bomb: what stands before one of its members is larger than "
+                f"{HEADER_LIMIT:,} bytes; unpack it yourself if you trust it",
+            )
+        block = self.source.read(size)
+        self._count(len(block))
+        return block
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._count(max(0, offset - self.source.tell()))
+        return self.source.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.source.tell()
+
+    def close(self) -> None:
+        self.source.close()
+        super().close()
+
+    def _count(self, size: int) -> None:
+        self.passed += size
+        check(self.passed <= self.limit, _looks_like_a_bomb(self.name, self.limit))
+
+
 def _tar_members(archive: Path, folder: Path) -> typing.Iterator[Member]:
-    with tarfile.open(archive) as tar:
-        for info in tar:
+    with _TarStream(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+        while info := _next_header(tar, stream):
             kind = _tar_kind(info)
             if kind in ("file", "folder") and _is_inside(info.name):
                 tarfile.data_filter(info, str(folder))  # raises for what the checks here do not know
@@ -121,6 +183,15 @@ def _tar_members(archive: Path, folder: Path) -> typing.Iterator[Member]:
 
             yield Member(info.name, kind, open_member)
         _check_end(tar, archive)
+
+
+def _next_header(tar: tarfile.TarFile, stream: _TarStream) -> tarfile.TarInfo | None:
+    "What the archive says of its next member. tarfile would keep what it said of all."
+    typing.cast(typing.Any, tar).members.clear()
+    stream.header_left = HEADER_LIMIT
+    info = tar.next()
+    stream.header_left = None
+    return info
 
 
 def _tar_kind(info: tarfile.TarInfo) -> str:

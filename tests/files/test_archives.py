@@ -1,10 +1,14 @@
 "Tests of cfvae.files.archives: honest, damaged and malicious ones."
 
+import bz2
+import gzip
 import io
+import lzma
 import os
 import random
 import stat
 import tarfile
+import tracemalloc
 import zipfile
 
 import pytest
@@ -151,6 +155,72 @@ def test_a_bomb_of_empty_members(tmp_path, monkeypatch):
     tar_of(tmp_path / "many.tar.xz", *((f"{i}.png", b"") for i in range(1000)), ("x.png", b"x"), mode="w:xz")
     with pytest.raises(CfvaeError, match="bomb"):
         unpack(tmp_path / "many.tar.xz", tmp_path / "cache")
+
+
+def giant_header(kind, size):
+    "A tar whose long name, or whose notes, are said to be so large; what follows is zeros."
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK]
+)
+@pytest.mark.parametrize("ending", ["tar", "tar.xz", "tar.gz", "tar.bz2"])
+def test_a_giant_header_is_not_read(tmp_path, kind, ending):
+    opener = {"tar": open, "tar.xz": lzma.open, "tar.gz": gzip.open, "tar.bz2": bz2.open}[ending]
+    with opener(tmp_path / f"x.{ending}", "wb") as file:
+        file.write(giant_header(kind, 16 * 2**20))
+        for _ in range(16):
+            file.write(bytes(2**20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CfvaeError, match=f"x.{ending}.*before one of its members.*unpack it yourself"):
+            unpack(tmp_path / f"x.{ending}", tmp_path / "cache")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 12e6  # of which 8 are the dictionary of xz
+    assert not list((tmp_path / "cache" / "unpacked").iterdir())
+
+
+def test_many_headers_before_one_member_count_together(tmp_path):
+    with tarfile.open(tmp_path / "x.tar.xz", "w:xz", format=tarfile.PAX_FORMAT) as tar:
+        for i in range(30):
+            info = tarfile.TarInfo(f"{i}.txt")
+            info.pax_headers = {"comment": "x" * 60_000}
+            tar.addfile(info)
+    assert len(list(unpack(tmp_path / "x.tar.xz", tmp_path / "cache").iterdir())) == 30
+    notes = giant_header(tarfile.XGLTYPE, 60_000) + b"60000 comment=".ljust(59_999, b"x") + b"\n"
+    notes += bytes(-len(notes) % 512)
+    with lzma.open(tmp_path / "y.tar.xz", "wb") as file:
+        file.write(notes * 30)
+    with pytest.raises(CfvaeError, match="before one of its members"):
+        unpack(tmp_path / "y.tar.xz", tmp_path / "cache")
+
+
+def test_long_names_are_no_bombs(tmp_path, cache):
+    for kind in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        with tarfile.open(tmp_path / "x.tar.gz", "w:gz", format=kind) as tar:
+            for letter in "ab":
+                info = tarfile.TarInfo(f"{letter}/" + "long" * 30 + "/" + "é" * 60 + ".png")
+                info.size = len(png())
+                tar.addfile(info, io.BytesIO(png()))
+        os.utime(tmp_path / "x.tar.gz", ns=(kind, 1))
+        listing = list_folder(unpack(tmp_path / "x.tar.gz", cache))
+        assert listing.classes == ("a", "b") and listing.names[0].endswith("é.png")
+
+
+def test_the_stream_is_counted_where_members_claim_to_hold_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "BOMB_FLOOR", 200_000)
+    info = tarfile.TarInfo("a.png")
+    info.type = tarfile.GNUTYPE_SPARSE
+    info.size = 5_000_000
+    with lzma.open(tmp_path / "x.tar.xz", "wb") as file:
+        file.write(info.tobuf(tarfile.GNU_FORMAT) + bytes(5_000_000) + bytes(10240))
+    with pytest.raises(CfvaeError, match="bomb"):
+        unpack(tmp_path / "x.tar.xz", tmp_path / "cache")
 
 
 def test_an_encrypted_zip(tmp_path):
