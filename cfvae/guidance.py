@@ -7,12 +7,12 @@ __all__ = ["exact_tilt", "guide", "Guidance"]
 
 # %% ../nbs/11_guidance.ipynb #692eeab8
 import dataclasses
-import math
 
 import torch
 
-from .core import CfvaeError, check
+from .core import check
 from .gaussian import DiagGaussian
+from .hvae import finite_number, per_level
 
 
 # %% ../nbs/11_guidance.ipynb #23a4c7f9
@@ -51,18 +51,12 @@ def guide(
 
 
 # %% ../nbs/11_guidance.ipynb #a739736b
-def _number(value: object, name: str) -> float:
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise CfvaeError(f"{name} is {value}: finite numbers are needed")
-    return float(value)
-
-
 def _numbers(weight: object, name: str) -> float | tuple[float, ...]:
     "A weight as it is kept: a float, or a tuple of them."
     if not isinstance(weight, (tuple, list)):
-        return _number(weight, name)
+        return finite_number(weight, name)
     check(len(weight) > 0, f"{name} is {weight}: finite numbers are needed")
-    return tuple(_number(value, name) for value in weight)
+    return tuple(finite_number(value, name) for value in weight)
 
 
 def _at(weight: float | tuple[float, ...], level: int, name: str) -> float:
@@ -95,6 +89,14 @@ class Guidance:
     def __bool__(self) -> bool:
         weights = (self.mean_weight, self.var_weight)
         return any(any(w) if isinstance(w, tuple) else w != 0 for w in weights)
+
+    def check_levels(
+        self,
+        levels: int,  # how many resolutions the model has
+    ) -> None:
+        "Raises `CfvaeError` for weights of another number of resolutions: `sample` asks before it draws."
+        per_level(self.mean_weight, levels, "mean_weight")
+        per_level(self.var_weight, levels, "var_weight")
 
     def __call__(
         self,

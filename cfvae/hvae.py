@@ -7,6 +7,7 @@ __all__ = [
     "ChooseZ",
     "GuidanceRule",
     "per_level",
+    "finite_number",
     "HierarchicalVAEConfig",
     "BottomUpEncoder",
     "TopDownBlock",
@@ -23,8 +24,10 @@ __all__ = [
 ]
 
 # %% ../nbs/08_hierarchical_vae.ipynb #335475fd
+import contextlib
 import dataclasses
 import math
+import numbers
 import typing
 
 import torch
@@ -57,6 +60,22 @@ def per_level(
     count = len(value)
     check(count == levels, f"{name} has {count} entries: give {levels}, one per resolution, or one number")
     return tuple(value)
+
+
+def finite_number(
+    value: object,  # a number of Python, NumPy or PyTorch
+    name: str,  # what to call it in an error
+) -> float:
+    "The number as a float. Raises `CfvaeError` for anything else, and for what float32 cannot hold."
+    if isinstance(value, torch.Tensor) and value.ndim == 0:
+        value = value.item()
+    number = math.nan
+    if isinstance(value, numbers.Real):
+        with contextlib.suppress(OverflowError):  # a whole number beyond every float
+            number = float(value)
+    largest = torch.finfo(torch.float32).max
+    check(abs(number) <= largest, f"{name} is {value}: finite numbers are needed, up to {largest:.1e}")
+    return number
 
 
 # %% ../nbs/08_hierarchical_vae.ipynb #b60f67cf
@@ -433,9 +452,9 @@ def temperature_per_level(
     levels: int,  # how many resolutions the model has
 ) -> tuple[float, ...]:
     "One temperature per resolution, lowest first. Raises `CfvaeError` unless they are 0 or more."
-    temperatures = per_level(temperature, levels, "temperature")
-    fit = all(math.isfinite(t) and t >= 0 for t in temperatures)
-    check(fit, f"temperature is {temperature}: it must be 0 or more")
+    given = per_level(temperature, levels, "temperature")
+    temperatures = tuple(finite_number(value, "temperature") for value in given)
+    check(min(temperatures) >= 0, f"temperature is {temperature}: it must be 0 or more")
     return temperatures
 
 
@@ -585,7 +604,13 @@ class HierarchicalVAE(LatentHierarchy, PyTorchModelHubMixin):
         generator: torch.Generator | None = None,  # source of the noise where `eps` is None
     ) -> torch.Tensor:
         "Draw from the model in one pass: the mean of the output head, (n, data_channels, R, R)."
-        temperatures = temperature_per_level(temperature, len(self.config.resolutions))
+        check(n >= 0, f"n is {n}: it must be 0 or more")
+        levels = len(self.config.resolutions)
+        temperatures = temperature_per_level(temperature, levels)
+        check_levels = getattr(guidance, "check_levels", None)
+        if check_levels is not None:  # the rule has weights of its own for every resolution
+            check_levels(levels)
+
         eps = self._given_or_drawn(eps, n, generator)
         label = self.label_vectors(labels, n)
         if not guidance:  # guidance that is off is false

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -92,11 +93,49 @@ def test_guidance_is_true_exactly_where_it_is_on(weights, on):
     assert bool(Guidance(*weights)) is on
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, "2", None, (), (1, math.nan), (1, "2")])
+NO_NUMBERS = [
+    math.nan,
+    math.inf,
+    "2",
+    None,
+    (),
+    (1, math.nan),
+    (1, "2"),
+    1j,
+    torch.zeros(2),
+    torch.tensor(1j),
+]
+TOO_LARGE = [
+    1e39,
+    -1e39,
+    10**400,
+    (1.0, 1e40),
+    np.float64(1e39),
+    np.float16(math.inf),
+    torch.tensor(math.inf),
+]
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS + TOO_LARGE)
 @pytest.mark.parametrize("name", ["mean_weight", "var_weight"])
-def test_weights_that_are_no_numbers_are_refused(name, value):
-    with pytest.raises(CfvaeError, match=name):
+def test_weights_that_are_no_numbers_or_no_float32_are_refused(name, value):
+    with pytest.raises(CfvaeError, match=f"{name} is .*finite numbers are needed"):
         Guidance(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "two",
+    [2, 2.0, np.float32(2), np.float16(2), np.int64(2), np.uint8(2), torch.tensor(2), torch.tensor(2.0)],
+)
+def test_numbers_of_numpy_and_torch_are_weights_too(two):
+    guidance = Guidance(two, [0, two])
+    assert guidance == Guidance(2.0, (0.0, 2.0))
+    assert type(guidance.mean_weight) is float and type(guidance.var_weight[1]) is float
+
+
+def test_the_largest_float32_is_a_weight():
+    largest = torch.finfo(torch.float32).max
+    assert Guidance(largest, -largest).var_weight == -largest
 
 
 @pytest.mark.parametrize("w", [-1000, -50, 50, 1000])
@@ -225,8 +264,14 @@ def test_levels_are_counted_from_the_lowest_resolution():
 
     model.sample(2, [0, 1], guidance=look)
     assert levels == [(0, 1), (1, 4), (1, 4)]
-    with pytest.raises(CfvaeError, match="more resolutions"):
-        model.sample(2, [0, 1], guidance=Guidance((1.0,), 0))
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 2.0, 3.0), (0.0, 0.0, 0.0)])
+@pytest.mark.parametrize("name", ["mean_weight", "var_weight"])
+def test_a_model_refuses_weights_for_another_number_of_resolutions(name, weights):
+    guidance = Guidance(**{name: weights})
+    with pytest.raises(CfvaeError, match=f"{name} has {len(weights)} entries: give 2, one per resolution"):
+        tiny().sample(2, [0, 1], guidance=guidance)
 
 
 def test_guidance_without_labels_or_with_a_unit_prior_is_an_error():

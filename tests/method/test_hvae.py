@@ -359,6 +359,15 @@ def test_unequal_widths_with_labels():
 def test_sample_gives_as_many_as_asked(n):
     assert build().sample(n).shape == (n, 2, 4, 4)
     assert build(num_classes=3).sample(n, [1] * n, guidance=leaning).shape == (n, 2, 4, 4)
+    attentive = build(num_classes=3, layers=2, attention=1, heads=(1, 2, 2), encoder_widths=6)
+    assert any(isinstance(part, Attention) for part in attentive.modules())
+    assert attentive.sample(n, [1] * n).shape == (n, 2, 4, 4)
+    assert attentive.sample(n, [1] * n, guidance=leaning).shape == (n, 2, 4, 4)
+
+
+def test_fewer_images_than_none_are_refused():
+    with pytest.raises(CfvaeError, match="n is -1"):
+        build().sample(-1)
 
 
 def test_noise_decides_everything():
@@ -403,7 +412,21 @@ def test_temperature():
     assert torch.allclose(
         model.sample(3, temperature=(1.0, 0.5, 0.0), eps=eps), model.sample(3, eps=shrunk), atol=1e-6
     )
-    for wrong in (-0.1, float("nan"), float("inf"), (1.0, 1.0), (1.0, -1.0, 1.0)):
+    half = model.sample(3, temperature=0.5, eps=eps)
+    for number in (np.float32(0.5), torch.tensor(0.5), (0.5, np.float16(0.5), torch.tensor(0.5))):
+        assert torch.equal(model.sample(3, temperature=number, eps=eps), half)
+    for wrong in (
+        -0.1,
+        math.nan,
+        math.inf,
+        1e40,
+        10**400,
+        "1",
+        None,
+        (1.0, 1.0),
+        (1.0, -1.0, 1.0),
+        (1, 1, 1e39),
+    ):
         with pytest.raises(CfvaeError, match="temperature"):
             model.sample(3, temperature=wrong)
 
