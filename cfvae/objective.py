@@ -171,8 +171,9 @@ def vae_loss(
         loss = ELBO(distortion, rates).loss
 
         if objective.spectral_weight:
-            metrics["spectral"] = model.spectral_penalty()
-            loss = loss + objective.spectral_weight * metrics["spectral"]
+            penalty = model.spectral_penalty()
+            metrics["spectral"] = penalty.detach()
+            loss = loss + objective.spectral_weight * penalty
         return loss, metrics
 
     return loss_fn
