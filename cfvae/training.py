@@ -233,7 +233,8 @@ class TrainingState:
         self,
         state: dict[str, typing.Any],  # from `state_dict`
     ) -> None:
-        "Take up where the saved state left off. Settings such as betas are those of this run's config."
+        """Take up where the saved state left off. Settings such as betas are those of this run's config.
+        Skipped steps in a row are counted anew: a run that they ended can go on with other settings."""
         seed = self.config.seed
         same_seed = state["seed"] == seed
         check(
@@ -243,8 +244,7 @@ class TrainingState:
         self.ema.load_state_dict(state["ema"])
         _load_optimizer(self.optimizer, state["optimizer"])
         self.step = state["step"]
-        in_a_row = state["skipped_in_a_row"]
-        self.skips.copy_(torch.tensor([state["skipped"], in_a_row, in_a_row]))
+        self.skips.copy_(torch.tensor([state["skipped"], 0, 0]))
         self.loaded += 1
 
 

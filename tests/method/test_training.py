@@ -385,6 +385,27 @@ def test_too_many_in_a_row_end_the_run_with_advice():
     assert state.skipped == 6  # never three in a row
 
 
+def test_a_run_that_skipped_too_much_can_follow_the_advice():
+    "Its checkpoint, from the midst of the row, is taken up with another setting and goes on."
+    watch = Recorder()
+    first = config(steps=9, max_skipped=3, skip_norm=1e-9, skip_from=1)
+    with pytest.raises(CfvaeError, match="3 steps in a row"):
+        fit(new_model(), DATA, LOSS, first, [watch])
+    saved = watch.states[2]
+    assert (saved["step"], saved["skipped"], saved["skipped_in_a_row"]) == (3, 2, 2)
+
+    class TakeUp(Callback):
+        def on_start(self, state):
+            state.load_state_dict(saved)
+
+    state = fit(new_model(), DATA, LOSS, config(steps=9, max_skipped=3, skip_norm=1e9), [TakeUp()])
+    assert (state.step, state.skipped, state.skipped_in_a_row) == (9, 2, 0)
+    again = Recorder()
+    with pytest.raises(CfvaeError, match="3 steps in a row"):  # unchanged, the row is counted from its start
+        fit(new_model(), DATA, LOSS, first, [TakeUp(), again])
+    assert again.events == ["start", 4, 5, 6, "end"]
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamax"])
 def test_a_skip_decided_by_a_tensor_is_one_decided_beforehand(optimizer):
     c = config(steps=6, optimizer=optimizer, warmup=0)
