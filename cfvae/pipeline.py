@@ -11,17 +11,20 @@ import copy
 import dataclasses
 import io
 import json
+import operator
 import typing
 from pathlib import Path
 
 import torch
+from huggingface_hub import PyTorchModelHubMixin
 from PIL import Image
+from safetensors import safe_open
 
 from .autoencoder import Autoencoder
 from .checkpoints import write_synced
-from .core import CfvaeError, check, shipped_weights, to_uint8
+from .core import CfvaeError, check, config_to_dict, shipped_weights, to_uint8
 from .guidance import Guidance
-from .hvae import HierarchicalVAE
+from .hvae import HierarchicalVAE, check_labels
 from .latents import LatentScaler
 from .pretrained import PretrainedAutoencoder
 
@@ -110,6 +113,61 @@ class TwoStages:
         return [self.classes.index(name) for name in names]
 
 
+# %% ../nbs/12_pipeline.ipynb #33d2dcd7
+def _listed(names: typing.Collection[str]) -> str:
+    "The first three names, and how many more there are."
+    first = sorted(names)[:3]
+    more = len(names) - len(first)
+    return ", ".join(first) + (f" and {more} more" if more else "")
+
+
+def _check_weights(model: torch.nn.Module, folder: Path) -> None:
+    "Raises `CfvaeError` unless the files hold each of the model's tensors, no other, and finite numbers."
+    files = sorted(folder.glob("*.safetensors"))
+    saved_names: set[str] = set()
+    for path in files:
+        with safe_open(path, framework="pt") as weights:
+            saved_names.update(weights.keys())
+
+    state = model.state_dict()
+    missing = state.keys() - saved_names
+    unexpected = saved_names - state.keys()
+    not_finite = {name for name, tensor in state.items() if not bool(tensor.isfinite().all())}
+    problems = {
+        "tensors are missing": missing,
+        "tensors are there that the model does not have": unexpected,
+        "numbers are not finite": not_finite,
+    }
+    for problem, names in problems.items():
+        where = ", ".join(path.name for path in files)
+        check(not names, f"{where}: {problem} ({_listed(names)}): fetch or save the model again")
+
+
+# %% ../nbs/12_pipeline.ipynb #0f54f1f6
+def _check_config(model: PyTorchModelHubMixin, path: Path) -> None:
+    "Raises `CfvaeError` unless config.json holds each setting of the model, no other, and in its type."
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    config = typing.cast(typing.Any, model).config
+    defaults = config_to_dict(type(config)())
+    missing = defaults.keys() - saved.keys()
+    unexpected = saved.keys() - defaults.keys()
+    check(
+        not missing, f"{path.name}: settings are missing ({_listed(missing)}): fetch or save the model again"
+    )
+    check(
+        not unexpected,
+        f"{path.name}: this version knows no such settings ({_listed(unexpected)}): update cfvae, "
+        "or fetch or save the model again",
+    )
+
+    for name, default in defaults.items():
+        several = isinstance(default, tuple) and isinstance(saved[name], list)
+        values = saved[name] if several else [saved[name]]
+        expected_type = type(default[0]) if isinstance(default, tuple) else type(default)
+        of_type = all(type(value) is expected_type for value in values)
+        check(of_type, f"{path.name}: {name} is {saved[name]!r}: a value like {default!r} is needed")
+
+
 # %% ../nbs/12_pipeline.ipynb #112bd125
 _Model = typing.TypeVar("_Model", bound=torch.nn.Module)
 
@@ -120,20 +178,29 @@ def load_local(
 ) -> _Model:
     """Load a model from a folder, in evaluation mode.
 
-    Raises `CfvaeError` where its files are missing, damaged or of another kind."""
+    Raises `CfvaeError` where its files are missing, damaged or of another kind, and where they do not hold
+    exactly this model: each tensor and setting, no other, finite numbers."""
+    folder = Path(folder)
     # a name that is no folder would be looked up in the network
-    check(Path(folder).is_dir(), f"there is no folder {folder}: a model is missing")
+    check(folder.is_dir(), f"there is no folder {folder}: a model is missing")
     loadable = typing.cast(typing.Any, kind)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # huggingface_hub announces each file
-            return loadable.from_pretrained(str(folder)).eval()
+            model = loadable.from_pretrained(str(folder)).eval()
+        if isinstance(model, PyTorchModelHubMixin):
+            _check_config(model, folder / "config.json")
+        _check_weights(model, folder)
+    except CfvaeError as error:
+        raise CfvaeError(f"{folder}: {error}") from None
     except Exception as error:  # as varied as the ways in which files can be damaged
         raise CfvaeError(f"{folder}: the saved model cannot be read ({_reason(error)})") from error
+    return model
 
 
 def _reason(error: Exception) -> str:
-    first_line = str(error).partition("\n")[0]
-    return f"{type(error).__name__}: {first_line}"
+    "In one line; what PyTorch says of a shape that does not fit stands in the second."
+    in_one_line = " ".join(str(error).split())
+    return f"{type(error).__name__}: {in_one_line[:200]}"
 
 
 # %% ../nbs/12_pipeline.ipynb #3370aceb
@@ -154,8 +221,52 @@ def find_model(
     return path if path.exists() else shipped_weights(str(path)) or path
 
 
-# %% ../nbs/12_pipeline.ipynb #dcea5c87
+# %% ../nbs/12_pipeline.ipynb #7fc91778
 _FORMAT = 1  # of pipeline.json
+_FINITE = torch.finfo(torch.float32)  # what numbers the models hold
+
+
+def _is_number(value: object, least: float = _FINITE.min) -> bool:
+    "Whether a value read from JSON is a finite number from `least`; true and false are none."
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return least <= value <= _FINITE.max
+
+
+def _check_about(about: typing.Any, path: Path, channels: int) -> None:
+    "Raises `CfvaeError` where pipeline.json holds other fields, types or lengths than were saved."
+    damaged = "the file is damaged: fetch or save the pipeline again"
+    for field, least in (("shift", _FINITE.min), ("scale", _FINITE.tiny)):
+        values = about[field]
+        fits = isinstance(values, list) and len(values) in (1, channels)
+        check(fits, f"{path}: {field} must be a list of 1 or {channels} numbers: {damaged}")
+        usable = all(_is_number(value, least) for value in values)
+        needed = "finite" if field == "shift" else "finite and above 0"
+        check(usable, f"{path}: {field} is {values}, but every number must be {needed}: {damaged}")
+
+    clip = about["clip"]
+    check(_is_number(clip, _FINITE.tiny), f"{path}: clip is {clip!r}, not a number above 0: {damaged}")
+    classes = about["classes"]
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    check(named, f"{path}: classes must be a list of names: {damaged}")
+
+
+# %% ../nbs/12_pipeline.ipynb #dcea5c87
+def _read_about(path: Path) -> dict[str, typing.Any]:
+    "The fields of pipeline.json. Raises `CfvaeError` where they cannot be read, or not by this version."
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        check(isinstance(about, dict), "no fields in braces")
+    except Exception as error:  # not text, not JSON, or JSON of something else
+        raise CfvaeError(f"{path}: the saved pipeline cannot be read ({_reason(error)})") from error
+    missing = {"format", "shift", "scale", "clip", "classes"} - about.keys()
+    check(not missing, f"{path}: fields are missing ({_listed(missing)}): fetch or save the pipeline again")
+    saved_format = about["format"]
+    check(
+        saved_format == _FORMAT,
+        f"{path.parent} was saved in format {saved_format}, this version reads {_FORMAT}: update cfvae",
+    )
+    return about
 
 
 def _read_parts(folder: Path) -> dict[str, typing.Any]:
@@ -166,23 +277,15 @@ def _read_parts(folder: Path) -> dict[str, typing.Any]:
         f"{folder} holds no pipeline (no pipeline.json): give a folder that save_pretrained wrote.\n"
         "A model on the Hugging Face hub is loaded by cfvae.runs.hub.load(name).",
     )
-    try:
-        about = json.loads(about_path.read_text(encoding="utf-8"))
-        saved_format = about["format"]
-        check(
-            saved_format == _FORMAT,
-            f"{folder} was saved in format {saved_format}, this version reads {_FORMAT}: update cfvae",
-        )
-        return {
-            "autoencoder": load_first_stage(folder / "autoencoder"),
-            "vae": load_local(HierarchicalVAE, folder / "vae"),
-            "scaler": LatentScaler(about["shift"], about["scale"], about["clip"]),
-            "classes": about["classes"],
-        }
-    except CfvaeError:
-        raise
-    except Exception as error:
-        raise CfvaeError(f"{folder}: the saved pipeline cannot be read ({_reason(error)})") from error
+    about = _read_about(about_path)
+    vae = load_local(HierarchicalVAE, folder / "vae")
+    _check_about(about, about_path, vae.config.data_channels)
+    return {
+        "autoencoder": load_first_stage(folder / "autoencoder"),
+        "vae": vae,
+        "scaler": LatentScaler(about["shift"], about["scale"], about["clip"]),
+        "classes": about["classes"],
+    }
 
 
 # %% ../nbs/12_pipeline.ipynb #96f3643b
@@ -206,6 +309,50 @@ def _write_parts(stages: TwoStages, folder: Path, dtype: torch.dtype, card: str 
     write_synced(folder / "pipeline.json", json.dumps(about, indent=1).encode())
 
 
+# %% ../nbs/12_pipeline.ipynb #17d6a26f
+def _whole_number(value: object, name: str) -> int:
+    "A count. Raises `CfvaeError` for anything but a whole number; `name` is what to call it."
+    try:
+        return operator.index(typing.cast(typing.Any, value))
+    except TypeError:
+        raise CfvaeError(f"{name} is {value!r}: a whole number is needed") from None
+
+
+def _class_indices(labels: typing.Any) -> torch.Tensor:
+    "Labels as whole numbers, (n,). Raises `CfvaeError` for names, for other numbers, and for a single one."
+    needed = (
+        "a list of whole numbers is needed, one class index per image (class_indices finds those of names)"
+    )
+    try:
+        indices = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise CfvaeError(f"labels cannot be read: {needed}") from None
+    dtype = indices.dtype
+    whole = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+    check(whole or indices.numel() == 0, f"labels have the type {dtype}: {needed}")
+    shape = tuple(indices.shape)
+    check(len(shape) == 1, f"labels have the shape {shape}: {needed}")
+    return indices.to(torch.int64)
+
+
+def _check_source(
+    eps: typing.Any, generator: object, latent_shapes: list[tuple[int, int, int]], n: int
+) -> None:
+    "Raises `CfvaeError` for noise that is not exactly that of n images, and for a generator that is none."
+    is_generator = generator is None or isinstance(generator, torch.Generator)
+    check(is_generator, f"generator is {generator!r}: make one of a seed by make_generator(seed)")
+    if eps is None:
+        return
+    tensors = isinstance(eps, (list, tuple)) and all(isinstance(layer, torch.Tensor) for layer in eps)
+    check(tensors, "eps must be a list of tensors, one per stochastic layer: `vae.noise(n)` makes one")
+    layers = len(latent_shapes)
+    check(len(eps) == layers, f"eps has {len(eps)} tensors, but the model has {layers} stochastic layers")
+    for index, (layer, latent_shape) in enumerate(zip(eps, latent_shapes, strict=True)):
+        shape = tuple(layer.shape)
+        expected = (n, *latent_shape)
+        check(shape == expected, f"eps[{index}] has the shape {shape}, but {expected} is needed: n is {n}")
+
+
 # %% ../nbs/12_pipeline.ipynb #79f95641
 class LatentVAEPipeline(TwoStages):
     "Autoencoder, latent scaler and hierarchical VAE, working as one model of images (12.1)."
@@ -224,12 +371,10 @@ class LatentVAEPipeline(TwoStages):
     ) -> PipelineOutput:
         "Draw images, one pass each."
         check(output_type in ("pil", "np", "pt"), f"output_type is '{output_type}': use pil, np or pt")
-        if labels is not None:
-            labels = torch.as_tensor(labels, dtype=torch.int64)
-            n = len(labels)
-        elif n is None:
-            n = 1
-        check(n >= 1, f"{n} images were asked for: ask for at least one")
+        batch_size = _whole_number(batch_size, "batch_size")
+        check(batch_size >= 1, f"batch_size is {batch_size}: it must be at least 1")
+        labels, n = self._labels_and_count(labels, n)
+        _check_source(eps, generator, self.vae.latent_shapes, n)
 
         images = []
         for start in range(0, n, batch_size):
@@ -239,6 +384,20 @@ class LatentVAEPipeline(TwoStages):
             z = self.vae.sample(stop - start, batch_labels, guidance, temperature, batch_eps, generator)
             images.append(self.decode(z))
         return PipelineOutput(_as_output(torch.cat(images), output_type))
+
+    def _labels_and_count(self, labels: typing.Any, n: int | None) -> tuple[torch.Tensor | None, int]:
+        "Labels as whole numbers, and how many images are asked for. Raises `CfvaeError` where they disagree."
+        count = 1 if n is None else _whole_number(n, "n")
+        indices = None
+        if labels is not None:
+            check(bool(self.classes), "labels were given, but the model was built without classes")
+            indices = _class_indices(labels)
+            count = len(indices) if n is None else count
+        check(count >= 1, f"{count} images were asked for: ask for at least one")
+        if indices is not None:
+            check(len(indices) == count, f"n is {count}, but there are {len(indices)} labels: leave n out")
+            check_labels(indices, count, len(self.classes))
+        return indices, count
 
     @torch.no_grad()
     def reconstruct(
@@ -252,7 +411,7 @@ class LatentVAEPipeline(TwoStages):
         if depth == 0:
             return self.decode(z)
         if labels is not None:
-            labels = torch.as_tensor(labels, dtype=torch.int64)
+            labels = _class_indices(labels)
         return self.decode(self.vae.reconstruct(z, labels, depth))
 
     def save_pretrained(
@@ -273,4 +432,9 @@ class LatentVAEPipeline(TwoStages):
         path: str | Path,  # what `save_pretrained` wrote, or the name of a shipped model ("shapes")
     ) -> typing.Self:
         "Load a pipeline, on the CPU in float32. Raises `CfvaeError` for none, or a damaged one."
-        return cls(**_read_parts(find_model(path)))
+        folder = find_model(path)
+        parts = _read_parts(folder)
+        try:
+            return cls(**parts)
+        except CfvaeError as error:  # parts of two pipelines
+            raise CfvaeError(f"{folder}: {error}") from None

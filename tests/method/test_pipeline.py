@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from cfvae.autoencoder import Autoencoder, AutoencoderConfig
 from cfvae.core import CfvaeError, make_generator, seed_everything
@@ -260,6 +261,92 @@ def test_damaged_folder(pipe, tmp_path, damage):
     assert len(str(caught.value).splitlines()) <= 2
 
 
+@pytest.fixture
+def saved(pipe, tmp_path):
+    "A folder that each test may damage in its own way."
+    folder = tmp_path / "model"
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def change_weights(folder, change) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+
+
+def drop(weights, kept=0) -> None:
+    for name in sorted(weights)[kept:]:
+        del weights[name]
+
+
+def first_becomes(value):
+    def change(weights) -> None:
+        weights[min(weights)].flatten()[0] = value
+
+    return change
+
+
+def cut_first(weights) -> None:
+    name = min(weights)
+    weights[name] = weights[name].flatten()[:1].clone()
+
+
+WEIGHT_DAMAGES = {
+    "one_is_missing": (lambda weights: weights.pop(max(weights)), "tensors are missing"),
+    "all_but_one_are_missing": (lambda weights: drop(weights, 1), r"tensors are missing \(.* more"),
+    "all_are_missing": (drop, "tensors are missing"),
+    "one_too_many": (lambda weights: weights.update(extra=torch.zeros(2)), "does not have.*extra"),
+    "another_shape": (cut_first, "size mismatch for"),
+    "nan": (first_becomes(torch.nan), "numbers are not finite"),
+    "infinite": (first_becomes(-torch.inf), "numbers are not finite"),
+}
+
+
+@pytest.mark.parametrize("part", ["vae", "autoencoder"])
+@pytest.mark.parametrize("damage", WEIGHT_DAMAGES)
+def test_weights_are_exactly_those_of_the_model(saved, part, damage):
+    change, complaint = WEIGHT_DAMAGES[damage]
+    change_weights(saved / part, change)
+    with pytest.raises(CfvaeError, match=f"model.{part}.*{complaint}") as caught:
+        LatentVAEPipeline.from_pretrained(saved)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_numbers_of_the_scaler_are_finite_and_fit(saved):
+    about = json.loads((saved / "pipeline.json").read_text())
+
+    def complaint(**changed) -> str:
+        (saved / "pipeline.json").write_text(json.dumps(about | changed))
+        with pytest.raises(CfvaeError) as caught:
+            LatentVAEPipeline.from_pretrained(saved)
+        return str(caught.value)
+
+    nan = float("nan")
+    infinity = float("inf")
+    for value in (nan, infinity, -infinity, 1e39, 10**400, True, "1", None, [1.0]):
+        for field in ("shift", "scale"):
+            assert f"pipeline.json: {field}" in complaint(**{field: [1.0, value, 1.0, 1.0]})
+        assert "pipeline.json: clip" in complaint(clip=value)
+    for value in (0, -1.0, 1e-60):
+        assert "pipeline.json: scale" in complaint(scale=[1.0, 1.0, 1.0, value])
+        assert "pipeline.json: clip" in complaint(clip=value)
+    for value in ([], [1.0] * 3, [1.0] * 5, 1.0, "1234", None, {}):
+        assert "list of 1 or 4 numbers" in complaint(shift=value)
+        assert "list of 1 or 4 numbers" in complaint(scale=value)
+    for value in ("abc", [1, 2, 3], ["a", "b", None], {"a": 0}, 3):
+        assert "classes must be a list of names" in complaint(classes=value)
+    assert "3 classes, but 2 names" in complaint(classes=["a", "b"]) and "model: " in complaint(classes=[])
+
+
+def test_parts_of_two_pipelines(saved):
+    larger = Autoencoder(AutoencoderConfig(size=32, widths=(8, 8), groups=4))
+    larger.save_pretrained(saved / "autoencoder")
+    with pytest.raises(CfvaeError, match="model: the autoencoder's code is"):
+        LatentVAEPipeline.from_pretrained(saved)
+
+
 def test_wrong_labels_and_names(pipe):
     assert pipe.class_indices(["<owl> & co", "cat"]) == [2, 0]
     with pytest.raises(CfvaeError, match="no class 'owl'.*cat, dog"):
@@ -295,6 +382,70 @@ def test_pixels_as_first_stage(tmp_path):
     again = LatentVAEPipeline.from_pretrained(tmp_path)
     drawn = draw(pixels, n=3, generator=make_generator(0))
     assert torch.equal(draw(again, n=3, generator=make_generator(0)), drawn)
+
+
+CONTRADICTIONS = {
+    "noise_for_more": (lambda p: {"labels": [0], "eps": p.vae.noise(5)}, r"eps\[0\].*n is 1"),
+    "noise_for_fewer": (lambda p: {"labels": [0] * 6, "eps": p.vae.noise(5)}, r"eps\[0\].*n is 6"),
+    "noise_without_n": (lambda p: {"eps": p.vae.noise(5)}, r"eps\[0\].*n is 1"),
+    "surplus_noise": (lambda p: {"n": 2, "eps": p.vae.noise(2) * 2}, "eps has 6 tensors.*3 stochastic"),
+    "too_little_noise": (lambda p: {"n": 2, "eps": p.vae.noise(2)[:1]}, "eps has 1 tensors"),
+    "one_tensor_as_noise": (lambda p: {"n": 2, "eps": p.vae.noise(2)[0]}, "eps must be a list"),
+    "a_number_as_noise": (lambda p: {"eps": 3}, "eps must be a list"),
+    "numbers_as_noise": (lambda p: {"eps": [1, 2, 3]}, "eps must be a list"),
+    "labels_of_another_n": (lambda p: {"labels": [0, 1], "n": 5}, "n is 5, but there are 2 labels"),
+    "fractions": (lambda p: {"labels": [0.5, 1.7]}, "whole numbers"),
+    "truths": (lambda p: {"labels": [True, False]}, "whole numbers"),
+    "names": (lambda p: {"labels": ["cat"]}, "class_indices"),
+    "a_name": (lambda p: {"labels": "cat"}, "class_indices"),
+    "names_in_an_array": (lambda p: {"labels": np.array(["cat"])}, "class_indices"),
+    "a_number": (lambda p: {"labels": 3}, "one class index per image"),
+    "a_column": (lambda p: {"labels": [[1], [2]]}, "one class index per image"),
+    "nothing_in_a_list": (lambda p: {"labels": [None]}, "one class index per image"),
+    "huge": (lambda p: {"labels": [2**70]}, "labels"),
+    "unknown_class": (lambda p: {"labels": [0, 4]}, "labels must be 0 to 2"),
+    "no_batch": (lambda p: {"labels": [0], "batch_size": 0}, "batch_size is 0"),
+    "negative_batch": (lambda p: {"labels": [0], "batch_size": -1}, "batch_size is -1"),
+    "half_a_batch": (lambda p: {"labels": [0], "batch_size": 1.5}, "batch_size is 1.5"),
+    "half_an_image": (lambda p: {"n": 2.5}, "n is 2.5"),
+    "n_as_text": (lambda p: {"n": "3"}, "n is '3'"),
+    "fewer_than_none": (lambda p: {"n": -1}, "-1 images were asked for"),
+    "a_seed_as_generator": (lambda p: {"n": 1, "generator": 42}, "make_generator"),
+    "unknown_type": (lambda p: {"n": 1, "output_type": "jpg"}, "output_type is 'jpg'"),
+    "no_type": (lambda p: {"n": 1, "output_type": None}, "output_type is 'None'"),
+    "types": (lambda p: {"n": 1, "output_type": ["np"]}, "output_type is"),
+}
+
+
+@pytest.mark.parametrize("contradiction", CONTRADICTIONS)
+def test_contradictions_are_refused_before_anything_is_drawn(pipe, contradiction):
+    make_request, complaint = CONTRADICTIONS[contradiction]
+    request = {"generator": make_generator(0)} | make_request(pipe)
+    before = make_generator(0).get_state()
+    with pytest.raises(CfvaeError, match=complaint) as caught:
+        pipe(**request)
+    assert len(str(caught.value).splitlines()) == 1
+    if isinstance(request["generator"], torch.Generator):
+        assert torch.equal(request["generator"].get_state(), before)
+
+
+def test_requests_that_only_look_strange(pipe):
+    noise = pipe.vae.noise(2, make_generator(0))
+    expected = draw(pipe, [0, 1], eps=noise)
+    assert torch.equal(draw(pipe, [0, 1], n=2, eps=tuple(noise)), expected)
+    assert torch.equal(draw(pipe, [0, 1], n=np.int64(2), batch_size=np.int64(9), eps=noise), expected)
+    assert torch.equal(draw(pipe, [torch.tensor(0), torch.tensor(1)], eps=noise), expected)
+
+
+def test_reconstruct_refuses_other_labels(pipe):
+    x = torch.zeros(2, 3, 16, 16)
+    for labels, complaint in (
+        ([0], "2 examples need 2"),
+        ([0.5, 1.0], "whole"),
+        (["cat", "dog"], "class_indices"),
+    ):
+        with pytest.raises(CfvaeError, match=complaint):
+            pipe.reconstruct(x, labels)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
