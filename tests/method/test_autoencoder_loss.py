@@ -442,6 +442,16 @@ def test_the_perceptual_part_is_added_by_its_weight(x):
     assert only.abs().sum() > 0
 
 
+def test_in_half_precision_the_perceptual_distance_keeps_to_float32(x):
+    net, features = Features(), []
+    net.conv.register_forward_hook(lambda part, arguments, output: features.append(output.dtype))
+    loss_fn = first_stage_loss(AutoencoderLossConfig(perceptual_weight=0.3), perceptual_net=net)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss_fn(build(AutoencoderLossConfig()), (x, None), None, 0)
+        assert net.conv(x).dtype == torch.bfloat16  # autocast is really on
+    assert features == [torch.float32, torch.float32, torch.bfloat16]
+
+
 def test_the_perceptual_network_is_not_trained_and_not_saved():
     net = Features()
     before = {name: p.clone() for name, p in net.state_dict().items()}

@@ -18,7 +18,7 @@ from cfvae.evaluation import (
     shapes_classifier,
     train_classifier,
 )
-from cfvae.training import Callback, TrainingConfig
+from cfvae.training import Callback, TrainingConfig, fit
 
 SHIPPED = Path(evaluation.__file__).parent / "weights" / "shapes-classifier"
 TINY = ClassifierConfig(size=8, widths=(8, 8), num_classes=2)
@@ -106,6 +106,22 @@ def test_a_classifier_learns():
     again = train_classifier(data, TINY, how)  # the seed decides everything
     for a, b in zip(judge.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_classifier_is_the_averaged_one(monkeypatch):
+    states = []
+
+    def noted_fit(*arguments):
+        states.append(fit(*arguments))
+        return states[-1]
+
+    monkeypatch.setattr(evaluation, "fit", noted_fit)
+    data = ImageDataset(torch.zeros(8, 3, 8, 8).byte(), [0, 1] * 4, ("dark", "bright"))
+    how = TrainingConfig(steps=4, batch_size=8, learning_rate=1e-2, precision="fp32", device="cpu")
+    weights = train_classifier(data, TINY, how).state_dict()
+    averaged, raw = states[0].ema.module.state_dict(), states[0].model.state_dict()
+    assert all(torch.equal(weights[name], averaged[name]) for name in raw)
+    assert not all(torch.allclose(weights[name], raw[name]) for name in raw)
 
 
 def test_round_trip(tmp_path):

@@ -193,6 +193,7 @@ def test_constants_of_the_papers():
     assert (bedroom.objective.steepness, bedroom.objective.label_drop) == (2000, 0)
 
     church256 = preset("church256")
+    assert church256.objective.spectral_weight == 0.25
     shares = church256.objective.shares(church256.vae.layers)
     assert shares[-1] / shares[0] == pytest.approx(256)  # most for the highest resolution
     assert shares.sum() == pytest.approx(66.7, abs=0.1)
