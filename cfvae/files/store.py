@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 import typing
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from ..core import CfvaeError, check
 from .names import printable
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+PARTIAL = re.compile(r"\.partial-.*-[0-9a-f]{8}")  # a folder that is being made, or was when its process died
+DAY = 24 * 3600.0  # seconds without a change, after which nobody is at work on it
 
 
 def source_tag(
@@ -36,6 +39,7 @@ def new_folder(
     partial = target.parent / f".partial-{target.name[:40]}-{secrets.token_hex(4)}"
     try:
         partial.mkdir(parents=True)
+        _remove_abandoned(target.parent)
         _check_space(partial, target.name, need)
         yield partial
         try:
@@ -53,6 +57,22 @@ def new_folder(
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_abandoned(cache: Path) -> None:
+    "Remove what killed processes left half-made."
+    for folder in cache.glob(".partial-*"):
+        if PARTIAL.fullmatch(folder.name) and folder.is_dir() and _last_change(folder) < time.time() - DAY:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _last_change(folder: Path) -> float:
+    "Seconds since the epoch; those of the newest file or folder inside."
+    latest = 0.0
+    for path in [folder, *folder.rglob("*")]:
+        with contextlib.suppress(FileNotFoundError):  # another process removes it too
+            latest = max(latest, path.lstat().st_mtime)
+    return latest
 
 
 def _check_space(folder: Path, name: str, need: int) -> None:
