@@ -3,9 +3,13 @@
 import contextlib
 import os
 import re
+import secrets
+import signal
+import threading
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 import numpy as np
@@ -69,12 +73,13 @@ def open_npz(
     """A file that numpy reads as one uint8 array, `arr_0`.
 
     It is written piece by piece, as the array may not fit into memory, and gets its name when it is whole."""
-    unfinished = path.with_name(path.name + ".tmp")
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     entry = zipfile.ZipInfo("arr_0.npy")  # with a fixed date: the same array gives the same bytes
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     try:
         with (
-            zipfile.ZipFile(unfinished, "w") as archive,
+            _unwinding_on_signals(),
+            zipfile.ZipFile(unfinished, "x") as archive,
             archive.open(entry, "w", force_zip64=True) as file,
         ):
             np.lib.format.write_array_header_1_0(file, header)
@@ -82,3 +87,27 @@ def open_npz(
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _unwinding_on_signals() -> Iterator[None]:
+    "SIGTERM and a closed terminal end the process as they do anyway, but `finally` blocks are run before."
+    if threading.current_thread() is not threading.main_thread():  # others may not set handlers
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    names = ("SIGTERM", "SIGHUP")  # the second is unknown to Windows
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    # what is ignored, as under nohup, stays so
+    earlier = {number: signal.getsignal(number) for number in numbers}
+    ending = [number for number in numbers if earlier[number] is signal.SIG_DFL]
+    for number in ending:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in ending:
+            signal.signal(number, signal.SIG_DFL)

@@ -1,6 +1,9 @@
 "Tests of cfvae.cli.drawing: exactly the images that were asked for, in every form."
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ import torch
 from commandline import done, refused
 from PIL import Image
 
+from cfvae.cli.writing import open_npz
 from cfvae.data import FACTORS
 from cfvae.pipeline import LatentVAEPipeline
 from cfvae.runs.folder import load_model
@@ -127,3 +131,43 @@ def test_model_without_classes(plain):
 def test_sample_errors(run, line, needles):
     refused(f"sample run {line}", *needles)
     assert not Path("x.png").exists()
+
+
+def test_neighbours_of_an_array_are_kept(plain):
+    Path("s.npz.tmp").write_text("mine")
+    done("sample plain --n 1 --npz s.npz")
+    assert array("s.npz").shape == (1, 32, 32, 3)
+    assert Path("s.npz.tmp").read_text() == "mine"
+
+
+STOPPED = """
+import os, sys
+from pathlib import Path
+from cfvae.cli.writing import open_npz
+
+with open_npz(Path("stopped.npz"), (2, 4, 4, 3)) as file:
+    file.write(bytes(48))
+    os.kill(os.getpid(), int(sys.argv[1]))
+    file.write(bytes(48))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_stopped_drawing_leaves_nothing_half_written(folder, number):
+    ended = subprocess.run([sys.executable, "-c", STOPPED, str(int(number))], stderr=subprocess.DEVNULL)
+    by_exit_code = ended.returncode == 128 + number
+    assert by_exit_code or (number == signal.SIGINT and ended.returncode == -number)
+    assert not list(Path().glob("stopped.npz*"))
+
+
+def test_signals_do_afterwards_what_they_did(folder):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with open_npz(Path("ignored.npz"), (1, 1, 1, 3)) as file:
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+            os.kill(os.getpid(), signal.SIGHUP)  # ignored, as under nohup
+            file.write(bytes(3))
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert array("ignored.npz").shape == (1, 1, 1, 3)
