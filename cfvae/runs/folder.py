@@ -30,13 +30,42 @@ def load_recipe(
     "The recipe that a run was begun with. Raises `CfvaeError` where there is none, or a damaged one."
     path = Path(out) / "recipe.json"
     check(path.is_file(), f"{out} is not a run folder: it holds no recipe.json")
+    way_out = "restore it from a copy, or train into another folder"
+    fields = _read_fields(path, way_out)
     try:
-        return recipe_from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, AttributeError) as error:  # not JSON, or not a recipe
-        reason = str(error).splitlines()[0]
-        raise CfvaeError(
-            f"{path} cannot be read ({reason}): restore it from a copy, or train into another folder"
-        ) from None
+        return recipe_from_dict(fields)
+    except Exception as error:  # as varied as the ways in which a value can be wrong
+        raise CfvaeError(f"{path} cannot be read ({_first_line(error)}): {way_out}") from None
+
+
+def load_data_note(
+    out: str | Path,  # a run folder
+) -> dict[str, typing.Any] | None:
+    """What a run noted of its images: "fingerprint", "images" (how many), "classes" (names).
+
+    None where it noted nothing. Raises `CfvaeError` for a damaged data.json."""
+    path = Path(out) / "data.json"
+    if not path.exists():
+        return None
+    way_out = "restore it from a copy, or remove it if you know that the images are those of the run"
+    note = _read_fields(path, way_out)
+    noted = isinstance(note.get("fingerprint"), str)
+    check(noted, f"{path} cannot be read (it holds no fingerprint): {way_out}")
+    return note
+
+
+def _read_fields(path: Path, way_out: str) -> dict[str, typing.Any]:
+    "A JSON file that holds an object. Raises `CfvaeError` for any other content, or none."
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        check(isinstance(fields, dict), "no fields in braces")
+    except (OSError, ValueError, RecursionError) as error:  # not readable, not text, not JSON
+        raise CfvaeError(f"{path} cannot be read ({_first_line(error)}): {way_out}") from None
+    return fields
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def refuse_begun(
@@ -87,10 +116,9 @@ def _check_same_recipe(out: Path, recipe: Recipe) -> None:
 
 
 def _check_same_images(out: Path, images: ImageDataset) -> None:
-    path = out / "data.json"
-    if not path.is_file():  # nothing speaks against it
+    begun_with = load_data_note(out)
+    if begun_with is None:  # nothing speaks against it
         return
-    begun_with = json.loads(path.read_text(encoding="utf-8"))
     check(
         begun_with["fingerprint"] == images.fingerprint,
         f"{out} was begun with other images ({begun_with.get('images')} of them, {len(images)} now): "

@@ -1,11 +1,16 @@
 "Tests of cfvae.runs.folder: what a run folder says of itself, and what it refuses."
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
+from tiny_runs import strange_images
 
 from cfvae.core import CfvaeError, config_to_dict
 from cfvae.runs.presets import preset
 from cfvae.recipes import recipe_from_dict
-from cfvae.runs.folder import load_model, load_recipe
+from cfvae.runs.folder import claim_run, load_autoencoder, load_data_note, load_model, load_recipe
 
 
 def test_unknown_fields_in_a_file(tmp_path):
@@ -26,3 +31,125 @@ def test_load_model_says_what_is_missing(tmp_path):
         load_model(tmp_path / "nowhere")
     with pytest.raises(CfvaeError, match="neither a run folder"):
         load_model(tmp_path)
+
+
+@pytest.fixture
+def run(runs, tmp_path) -> Path:
+    "A finished run that a test may damage."
+    folder = tmp_path / "run"
+    shutil.copytree(runs / "strange", folder)
+    return folder
+
+
+READERS = {
+    "recipe.json": load_recipe,
+    "data.json": load_data_note,
+    "pipeline/pipeline.json": load_model,
+    "pipeline/vae/config.json": load_model,
+    "autoencoder/model/config.json": load_autoencoder,
+}
+WRONG = (None, True, "x", -1, 0.5, float("nan"), [], [None], ["x"], [[1]], {}, {"a": 1})
+
+
+def refuses(run, name: str, content: bytes) -> str:
+    "The complaint about a file of this content; empty where it is taken."
+    path = run / name
+    before = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        READERS[name](run)
+    except CfvaeError as error:
+        message = str(error)
+        assert len(message.splitlines()) <= 2 and str(run) in message, message
+        return message
+    finally:
+        path.write_bytes(before)
+    return ""
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_files_that_hold_something_else(run, name):
+    READERS[name](run)
+    whole = (run / name).read_bytes()
+    cuts = [whole[:length] for length in (0, 1, len(whole) // 2, len(whole) - 1)]
+    for content in (
+        *cuts,
+        whole + b"}",
+        whole.replace(b'"', b"'"),
+        b"\xff\xfe\x00",
+        whole.replace(b"{", b"{\xff", 1),
+    ):
+        assert refuses(run, name, content)
+    for value in WRONG:
+        assert refuses(run, name, json.dumps(value).encode())
+    deep = b"[" * 100_000 + b"]" * 100_000
+    assert refuses(run, name, deep)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_fields_that_are_missing(run, name):
+    fields = json.loads((run / name).read_bytes())
+    optional = {"images", "classes"} if name == "data.json" else set()
+    for field in fields:
+        fewer = {key: value for key, value in fields.items() if key != field}
+        complaint = refuses(run, name, json.dumps(fewer).encode())
+        if name != "recipe.json" and field not in optional:  # an older recipe has fewer fields
+            assert field in complaint
+    if name == "recipe.json":
+        assert "name" in refuses(run, name, json.dumps({}).encode())
+
+
+def places(fields: dict, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    "The way to each field, of parts too."
+    found = []
+    for key, value in fields.items():
+        found.append((*prefix, key))
+        if isinstance(value, dict):
+            found += places(value, (*prefix, key))
+    return found
+
+
+def with_value(fields: dict, place: tuple[str, ...], value) -> dict:
+    first, *rest = place
+    return fields | {first: with_value(fields[first], tuple(rest), value) if rest else value}
+
+
+def is_like(value, original) -> bool:
+    "Whether a value is of the kind that stood there."
+    if isinstance(original, bool) or isinstance(value, bool):
+        return type(value) is type(original)
+    if isinstance(original, (int, float)):
+        return isinstance(value, (int, float))
+    if isinstance(original, list):
+        return isinstance(value, (int, float, list))  # a number is a list of one
+    return isinstance(value, type(original))
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_values_of_another_type(run, name):
+    fields = json.loads((run / name).read_bytes())
+    for place in places(fields):
+        original = fields
+        for key in place:
+            original = original[key]
+        for value in WRONG:
+            complaint = refuses(run, name, json.dumps(with_value(fields, place, value)).encode())
+            unread = name == "recipe.json" or name == "data.json" and place != ("fingerprint",)
+            if not (unread or is_like(value, original)):
+                assert complaint, f"{'.'.join(place)}: {value!r} is taken for {original!r}"
+
+
+def test_what_a_run_noted_of_its_images(run):
+    noted = load_data_note(run)
+    assert list(noted) == ["fingerprint", "images", "classes"] and noted["images"] == 54
+    images = strange_images()
+    with pytest.raises(CfvaeError, match=r"begun with other images \(54 of them, 60 now\)"):
+        claim_run(run, load_recipe(run), images, resume=True)
+    for damage in (b"", b"{}", b'{"fingerprint": 3}'):
+        (run / "data.json").write_bytes(damage)
+        with pytest.raises(CfvaeError, match=r"data\.json cannot be read.*restore it from a copy, or remove"):
+            claim_run(run, load_recipe(run), images, resume=True)
+    (run / "data.json").unlink()
+    assert load_data_note(run) is None
+    claim_run(run, load_recipe(run), images, resume=True)  # nothing speaks against it
+    assert load_data_note(run)["fingerprint"] == images.fingerprint
