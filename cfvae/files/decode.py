@@ -1,6 +1,7 @@
 """One image file, whatever its format, mode or damage, to one square of bytes."""
 
 import os
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ Image.init()  # registers all of Pillow's formats
 KNOWN_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 FORMATS = tuple(name for name in KNOWN_FORMATS if name in Image.OPEN)  # those that this Pillow was built with
 MAX_PIXELS = 89_478_485  # Pillow's limit against decompression bombs
+BLOCK_PIXELS = 1 << 18  # of a many-bit picture that are converted at a time
 
 
 def to_rgb(
@@ -20,7 +22,7 @@ def to_rgb(
     """The picture in mode RGB.
 
     Many-bit grey is scaled to 8 bits, transparency laid on white, everything else as Pillow converts it."""
-    if image.mode == "F" or image.mode.startswith("I"):
+    if _has_many_bits(image):
         image = _many_bits_to_eight(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -29,15 +31,40 @@ def to_rgb(
     return image.convert("RGB")
 
 
+def _has_many_bits(image: Image.Image) -> bool:
+    return image.mode == "F" or image.mode.startswith("I")
+
+
 def _many_bits_to_eight(image: Image.Image) -> Image.Image:
     "Grey of 16 or 32 bits, or of floating-point numbers from 0 to 1 or to 255."
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    if image.mode == "F":
-        top = 1 if values.max() <= 1 else 255
-    else:
-        top = 65535
-    shares = np.clip(values / top, 0, 1)
-    return Image.fromarray(np.rint(shares * 255).astype(np.uint8))
+    top = _full_scale(image, _value_range(image)[1])
+    grey = np.empty((image.height, image.width), np.uint8)
+    for rows, values in _row_blocks(image):
+        shares = np.clip(values / top, 0, 1)
+        grey[rows] = np.rint(shares * 255)
+    return Image.fromarray(grey)
+
+
+def _row_blocks(image: Image.Image) -> typing.Iterator[tuple[slice, np.ndarray]]:
+    "The numbers of a picture in float64, some rows at a time: all at once take many times its memory."
+    step = max(1, BLOCK_PIXELS // image.width)
+    for start in range(0, image.height, step):
+        stop = min(start + step, image.height)
+        rows = image.crop((0, start, image.width, stop))
+        yield slice(start, stop), np.nan_to_num(np.asarray(rows, dtype=np.float64))
+
+
+def _value_range(image: Image.Image) -> tuple[float, float]:
+    "The smallest and the largest number."
+    ends = [(values.min(), values.max()) for _, values in _row_blocks(image)]
+    return float(min(low for low, _ in ends)), float(max(high for _, high in ends))
+
+
+def _full_scale(image: Image.Image, high: float) -> int:
+    "What is taken as white."
+    if image.mode != "F":
+        return 65535
+    return 1 if high <= 1 else 255
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -64,6 +91,20 @@ def decode_image(
     square = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
     pixels = np.asarray(square).transpose(2, 0, 1)
     return np.ascontiguousarray(pixels), min(width, height)
+
+
+def many_bit_range(
+    path: str | Path,  # an image file
+) -> str | None:
+    "What numbers a file of 16 or more bits holds, and what is taken as white; None for all other files."
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if not _has_many_bits(image):
+                return None
+            low, high = _value_range(image)
+    except Exception:
+        return None
+    return f"its numbers run from {low:g} to {high:g}, and {_full_scale(image, high)} is taken as white"
 
 
 def _too_large() -> str:

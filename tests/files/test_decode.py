@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from PIL import Image
 from trees import distance, picture, rgb
 
-from cfvae.files.decode import decode_image, to_rgb, try_decode
+from cfvae.files import decode
+from cfvae.files.decode import decode_image, many_bit_range, to_rgb, try_decode
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -62,6 +64,52 @@ def test_grey_modes_give_the_same_grey(tmp_path, mode):
 def test_floats_that_are_not_numbers_are_harmless():
     values = np.array([[np.nan, np.inf, -np.inf, 0.5]], np.float32)
     assert np.asarray(to_rgb(Image.fromarray(values)))[0, 0, 0] == 0
+
+
+def many_bit_pictures():
+    "A picture of every many-bit mode, with values below, in and above the range."
+    rng = np.random.default_rng(0)
+    shape = (37, 23)
+    for mode, dtype in (("I;16", "<u2"), ("I;16B", ">u2"), ("I;16L", "<u2"), ("I", "i4")):
+        values = rng.integers(0, 65536, shape).astype(dtype)
+        yield Image.frombytes(mode, shape[::-1], values.tobytes())
+    yield Image.fromarray(rng.integers(-(2**31), 2**31 - 1, shape).astype(np.int32))
+    for scale, shift in ((1, 0), (2, -1), (300, -20), (1e6, 0)):
+        values = (rng.random(shape) * scale + shift).astype(np.float32)
+        values[-1, -3:] = np.nan, np.inf, -np.inf
+        yield Image.fromarray(values)
+        yield Image.fromarray(np.minimum(np.nan_to_num(values), 1))
+
+
+def test_many_bits_in_blocks_are_many_bits_at_once(monkeypatch):
+    for image in many_bit_pictures():
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        top = (1 if values.max() <= 1 else 255) if image.mode == "F" else 65535
+        at_once = np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8)
+        for pixels in (1, 100, 10**9):
+            monkeypatch.setattr(decode, "BLOCK_PIXELS", pixels)
+            assert np.array_equal(np.asarray(to_rgb(image))[..., 0], at_once), (image.mode, pixels)
+
+
+@pytest.mark.parametrize("dtype", ["u2", "i4", "f4"])
+def test_many_bits_take_no_more_memory_than_colour(dtype):
+    image = Image.fromarray(np.zeros((2000, 2000), dtype))
+    tracemalloc.start()
+    try:
+        to_rgb(image)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * 2000 * 2000 + 32 * decode.BLOCK_PIXELS
+
+
+def test_the_range_of_many_bits(tmp_path):
+    Image.fromarray(np.array([[7, 4095]], np.uint16)).save(tmp_path / "x.png")
+    assert many_bit_range(tmp_path / "x.png") == "its numbers run from 7 to 4095, and 65535 is taken as white"
+    Image.fromarray(np.array([[0.25, 1.5]], np.float32)).save(tmp_path / "x.tif")
+    assert many_bit_range(tmp_path / "x.tif") == "its numbers run from 0.25 to 1.5, and 255 is taken as white"
+    picture().save(tmp_path / "y.png")
+    assert many_bit_range(tmp_path / "y.png") is None and many_bit_range(tmp_path / "gone.png") is None
 
 
 def test_transparency_is_laid_on_white(tmp_path):
