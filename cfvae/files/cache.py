@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..core import CfvaeError, check
 from ..data import ImageDataset
 from .arrays import RowWriter
-from .decode import try_decode
+from .decode import many_bit_range, try_decode
 from .folders import Listing
 from .names import first_few, printable
 from .store import new_folder, remove_older
@@ -24,6 +24,16 @@ from .store import new_folder, remove_older
 Decoded = tuple[np.ndarray | None, int | str]  # pixels and the file's shorter side, or None and the reason
 WORKERS = 2  # threads that decode
 BLOCK = 256  # images handed to them at a time: memory stays bounded
+DARK = 32  # an image without a brighter value than this is nearly black
+BRIGHT = 250  # an image without a darker value than this is nearly white
+
+
+class FileImages(ImageDataset):
+    "Images that were read from files, and what is to be told of the files."
+
+    split = ""  # the folder that was taken as the split; empty where there is none
+    enlarged = 0  # images smaller than asked for
+    extreme: tuple[str, ...] = ()  # images that came out nearly black or white
 
 
 def decode_listing(
@@ -32,7 +42,7 @@ def decode_listing(
     cache: str | Path = "data/cache",  # the decoded array is kept below this
     tag: str = "images",  # separates sources in the cache; entries of one tag and size replace each other
     name: str = "images",  # for messages
-) -> ImageDataset:
+) -> FileImages:
     """Decode a listing's images, or reuse the copy that was decoded from the same files.
 
     Unreadable ones are left out and listed in `.skipped` as (name, reason)."""
@@ -44,25 +54,38 @@ def decode_listing(
         decoded = _decode_all(paths, size)
         store_images(folder, decoded, listing.names, listing.labels, listing.classes, size)
 
-    dataset, enlarged = load_or_fill(target, prefix, size, name, len(paths) * 3 * size**2, fill)
-    for note in [*listing.notes, *_notes(dataset, enlarged, len(paths))]:
+    dataset = load_or_fill(target, prefix, size, name, len(paths) * 3 * size**2, fill)
+    dataset.split = listing.split
+    for note in [*listing.notes, *_notes(dataset, listing)]:
         warnings.warn(f"{name}: {note}", stacklevel=3)
     return dataset
 
 
-def _notes(dataset: ImageDataset, enlarged: int, listed: int) -> list[str]:
+def _notes(dataset: FileImages, listing: Listing) -> list[str]:
     "What the user should know of the images."
     notes = []
     if dataset.skipped:
         culprits = first_few([f"{image} ({reason})" for image, reason in dataset.skipped])
         skipped = len(dataset.skipped)
-        notes.append(f"{skipped} of {listed} images cannot be read and are left out: {culprits}")
-    if enlarged:
+        notes.append(f"{skipped} of {len(listing.names)} images cannot be read and are left out: {culprits}")
+    if dataset.enlarged:
         notes.append(
-            f"{enlarged} of {len(dataset)} images are smaller than {dataset.size} pixels and were enlarged: "
-            "a smaller size would waste less"
+            f"{dataset.enlarged} of {len(dataset)} images are smaller than {dataset.size} pixels "
+            "and were enlarged: a smaller size would waste less"
         )
+    for image in dataset.extreme:
+        found = many_bit_range(listing.root / image)
+        if found is not None:
+            notes.append(_black_or_white(dataset, image, found))
+            break
     return notes
+
+
+def _black_or_white(dataset: FileImages, image: str, found: str) -> str:
+    return (
+        f"{len(dataset.extreme)} of {len(dataset)} images come out nearly black or white, "
+        f"such as {printable(image)} ({found}): scale the numbers of such files to the full range first"
+    )
 
 
 def _decode_all(paths: list[str], size: int) -> typing.Iterator[Decoded]:
@@ -90,6 +113,7 @@ def store_images(
     kept: list[int] = []
     skipped: list[tuple[str, str]] = []
     enlarged = 0
+    extreme: list[str] = []
     digest = hashlib.sha256(repr(classes).encode("utf-8", "backslashreplace"))
     with RowWriter(folder / "images.npy", "|u1", (3, size, size)) as writer:
         for (pixels, about), name, label in zip(decoded, names, labels, strict=True):
@@ -100,13 +124,21 @@ def store_images(
             digest.update(pixels.tobytes())
             kept.append(label)
             enlarged += int(about) < size
+            if pixels.max() <= DARK or pixels.min() >= BRIGHT:
+                extreme.append(name)
     reasons = first_few([f"{name} ({reason})" for name, reason in skipped])
     check(bool(kept), f"none of the {len(names)} images can be read: {reasons}")
 
     kept_labels = np.array(kept, dtype=np.int64)
     digest.update(kept_labels.tobytes())
     np.save(folder / "labels.npy", kept_labels)
-    about_all = {"classes": classes, "skipped": skipped, "small": enlarged, "fingerprint": digest.hexdigest()}
+    about_all = {
+        "classes": classes,
+        "skipped": skipped,
+        "small": enlarged,
+        "extreme": extreme,
+        "fingerprint": digest.hexdigest(),
+    }
     (folder / "meta.json").write_text(json.dumps(about_all))
 
 
@@ -117,8 +149,8 @@ def load_or_fill(
     name: str,  # for messages
     need: int,  # bytes that filling takes
     fill: typing.Callable[[Path], None],  # writes the files of `store_images` into a folder
-) -> tuple[ImageDataset, int]:
-    "The dataset in a cache folder, filled first if it has to be; and how many of its images were enlarged."
+) -> FileImages:
+    "The dataset in a cache folder, filled first if it has to be."
     stored = _load(target, size, name)
     if stored is not None:
         return stored
@@ -135,7 +167,7 @@ def load_or_fill(
     return stored
 
 
-def _load(folder: Path, size: int, name: str) -> tuple[ImageDataset, int] | None:
+def _load(folder: Path, size: int, name: str) -> FileImages | None:
     "What `store_images` wrote; None if it is not there or not whole."
     try:
         meta = json.loads((folder / "meta.json").read_text())
@@ -143,8 +175,10 @@ def _load(folder: Path, size: int, name: str) -> tuple[ImageDataset, int] | None
         labels = np.load(folder / "labels.npy")
         fits = images.shape == (len(labels), 3, size, size) and images.dtype == np.uint8
         check(fits, "the array does not fit its labels")
-        dataset = ImageDataset(images, labels, meta["classes"], name, meta["fingerprint"])
+        dataset = FileImages(images, labels, meta["classes"], name, meta["fingerprint"])
         dataset.skipped = [tuple(entry) for entry in meta["skipped"]]
-        return dataset, meta["small"]
+        dataset.enlarged = int(meta["small"])
+        dataset.extreme = tuple(meta.get("extreme", ()))  # copies of earlier versions have none
+        return dataset
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None

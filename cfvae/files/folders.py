@@ -11,12 +11,16 @@ from PIL import Image
 from ..core import CfvaeError, check
 from .decode import FORMATS
 from .names import first_few, printable
+from .suspicions import suspicions
 
 READABLE = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
 SUFFIXES = READABLE | {".mpo", ".heic", ".heif"}  # tried as well, so that they are reported
 SIGNATURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|II\*\0|MM\0\*|RIFF....WEBP", re.DOTALL)
 TRAIN_NAMES = ("train", "training")
-VAL_NAMES = ("val", "valid", "validation", "test", "testing")
+VAL_NAMES = ("val", "valid", "validation", "test", "testing", "dev", "eval")
+FILLERS = (
+    r"set|sets|data|dataset|images?|imgs?|pics?|pictures?|photos?|split|folder|seg"  # train_images, seg_test
+)
 MAX_DEPTH = 64  # folders inside each other
 DECODING_VERSION = 1  # raising it makes every cached array be decoded again
 
@@ -34,6 +38,12 @@ class Folder:
     def base(self) -> str:
         "The last part of the name: for a class folder, the class."
         return self.name.rpartition("/")[2]
+
+    def split_name(self) -> str:
+        "The folder on the way here that is named like a split; empty where there is none."
+        parts = self.name.split("/")
+        named_so = [i for i, part in enumerate(parts) if _role(part) in TRAIN_NAMES + VAL_NAMES]
+        return "/".join(parts[: named_so[-1] + 1]) if named_so else ""
 
     def all_images(self) -> list[str]:
         "Its own images and those of every folder below."
@@ -122,14 +132,28 @@ def class_root(
 
 def _split(folder: Folder, train: bool) -> Folder | None:
     "The sub-folder of the split that is meant; None where this level does not divide into splits."
-    by_name = {inner.base.lower(): inner for inner in folder.folders}
-    training = _first_of(TRAIN_NAMES, by_name)
+    by_role: dict[str, Folder] = {}
+    for inner in folder.folders:
+        role = _role(inner.base)
+        if by_role.setdefault(role, inner) is not inner and role in TRAIN_NAMES:
+            return None  # train2014 and train2017: which one is meant, nobody knows
+    training = _first_of(TRAIN_NAMES, by_role)
     if training is None:
         return None
-    only_splits = all(name in TRAIN_NAMES + VAL_NAMES for name in by_name)
+    only_splits = all(role in TRAIN_NAMES + VAL_NAMES for role in by_role)
     if not training.folders and not only_splits:  # a class that happens to be called train
         return None
-    return training if train else _first_of(VAL_NAMES, by_name)
+    return training if train else _first_of(VAL_NAMES, by_role)
+
+
+def _role(name: str) -> str:
+    "A folder's name; that of a split without additions: train for Train, train_images, seg_train, train2017."
+    lower = name.lower()
+    words = [word for word in re.split(r"[-_ .]+", lower) if not re.fullmatch(FILLERS, word)]
+    if len(words) != 1:
+        return lower
+    role = re.sub(rf"(\d{{4}}|{FILLERS})$", "", words[0])
+    return role if role in TRAIN_NAMES + VAL_NAMES else lower
 
 
 def _first_of(names: tuple[str, ...], folders: dict[str, Folder]) -> Folder | None:
@@ -144,7 +168,8 @@ class Listing:
     names: tuple[str, ...]  # one file each
     labels: tuple[int, ...]  # index into classes; -1 where there is none
     classes: tuple[str, ...]  # sorted by folder name
-    notes: tuple[str, ...] = ()  # what was left out and why, for the user
+    notes: tuple[str, ...] = ()  # what was left out and why, and what looks wrong, for the user
+    split: str = ""  # the folder that was taken as the split, where the tree is divided
 
     def key(self) -> str:
         """Checksum of names, labels, sizes and times of change.
@@ -186,7 +211,7 @@ def list_folder(
     folders = _class_folders(top)
     if not folders and not classes:
         flat = top.all_images()
-        return Listing(Path(root), tuple(flat), (-1,) * len(flat), ("all",))
+        return Listing(Path(root), tuple(flat), (-1,) * len(flat), ("all",), split=top.split_name())
     unknown = [folder.base for folder in folders if folder.base not in classes]
     if unknown or not folders:
         surplus = first_few(unknown or ["none at all"])
@@ -199,7 +224,10 @@ def list_folder(
         images += inside
         labels += [classes.index(folder.base)] * len(inside)
     shown_classes = tuple(printable(class_name) for class_name in classes)
-    return Listing(Path(root), tuple(images), tuple(labels), shown_classes, _left_out(top))
+    counts = {folder.base: len(folder.all_images()) for folder in folders}
+    sub_folders = {folder.base: tuple(inner.base for inner in folder.folders) for folder in folders}
+    notes = _left_out(top) + suspicions(counts, sub_folders)
+    return Listing(Path(root), tuple(images), tuple(labels), shown_classes, notes, top.split_name())
 
 
 def _class_folders(top: Folder) -> list[Folder]:

@@ -12,9 +12,9 @@ from PIL import Image, ImageOps
 from ..core import CfvaeError, check
 from ..data import ImageDataset, Shapes
 from .archives import unpack
-from .cache import Decoded, decode_listing, load_or_fill, store_images
+from .cache import Decoded, FileImages, decode_listing, load_or_fill, store_images
 from .folders import list_folder
-from .names import printable
+from .names import first_few, printable
 from .store import source_tag
 from .tiny_imagenet import list_tiny_imagenet
 
@@ -49,7 +49,7 @@ def open_dataset(
     hint = f"did you mean folder:{printable(spec)}?" if os.path.exists(spec) else f"use {SPECS}"
     check(kind in LISTERS, f"unknown dataset '{printable(spec)}': {hint}")
     check(bool(rest), f"'{kind}:' needs a path, as in {kind}:my/photos")
-    path = Path(rest).expanduser()
+    path = _expand(rest)
     shown = printable(path)
     exists = os.path.exists(path)
     check(exists, f"{shown} does not exist: {kind}: needs the path of a folder or an archive")
@@ -57,6 +57,16 @@ def open_dataset(
     listing = LISTERS[kind](root, train, shown)
     tag = f"{source_tag(path)}-{kind}-{'train' if train else 'val'}"
     return decode_listing(listing, size, cache, tag, printable(path.name))
+
+
+def _expand(text: str) -> Path:
+    "The path, with ~ as the home folder."
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # there is no such user, or no home folder
+        shown = printable(text)
+        message = f"{shown} names a home folder that is not there: write the path in full, or ./{shown}"
+        raise CfvaeError(message) from None
 
 
 def _open_shapes(options: str, size: int, train: bool) -> Shapes:
@@ -110,8 +120,7 @@ def _open_cifar10(size: int, train: bool, cache: str | Path) -> ImageDataset:
         resized = _resized(dataset, size)
         store_images(folder, resized, names, dataset.labels.tolist(), dataset.classes, size)
 
-    resized_dataset, _ = load_or_fill(target, prefix, size, "cifar10", 3 * size**2 * len(dataset), fill)
-    return resized_dataset
+    return load_or_fill(target, prefix, size, "cifar10", 3 * size**2 * len(dataset), fill)
 
 
 def _resized(dataset: ImageDataset, size: int) -> typing.Iterator[Decoded]:
@@ -120,6 +129,36 @@ def _resized(dataset: ImageDataset, size: int) -> typing.Iterator[Decoded]:
         picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
         square = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
         yield np.asarray(square).transpose(2, 0, 1).copy(), picture.width
+
+
+def describe(
+    dataset: ImageDataset,  # as `open_dataset` gives it
+) -> str:
+    "What was found, in one line: images, classes with their counts, the split, what was left out."
+    images = _counted(len(dataset), "image", "images")
+    parts = [f"{dataset.name}: {images}, {_describe_classes(dataset)}"]
+    if isinstance(dataset, FileImages) and dataset.split:
+        parts.append(f"from the folder {printable(dataset.split)}")
+    if dataset.skipped:
+        skipped = _counted(len(dataset.skipped), "file", "files")
+        parts.append(f"{skipped} skipped")
+    return "; ".join(parts)
+
+
+def _counted(count: int, one: str, several: str) -> str:
+    return f"{count:,} {one if count == 1 else several}"
+
+
+def _describe_classes(dataset: ImageDataset) -> str:
+    labels = dataset.labels[dataset.labels >= 0].cpu()
+    if len(labels) == 0:
+        return "without classes"
+    counts = torch.bincount(labels, minlength=dataset.num_classes).tolist()
+    named = [f"{name} ({count:,})" for name, count in zip(dataset.classes, counts, strict=True)]
+    classes = _counted(len(named), "class", "classes")
+    text = f"{classes}: {first_few(named, 6)}"
+    unlabelled = len(dataset) - len(labels)
+    return f"{text}; {unlabelled:,} without a class" if unlabelled else text
 
 
 def require_classes(

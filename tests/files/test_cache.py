@@ -70,6 +70,37 @@ def test_damaged_files_are_left_out_counted_and_named_once(tmp_path, cache, monk
     assert np.array_equal(np.asarray(dataset.images), np.stack(images_left))
 
 
+@pytest.mark.parametrize(
+    ("values", "dtype", "told"),
+    [
+        ((0, 4095), "u2", "from 0 to 4095, and 65535"),
+        ((0, 255), "i4", "from 0 to 255, and 65535"),
+        ((70_000, 2**31 - 1), "i4", "and 65535"),
+        ((0.2, 1.1), "f4", "from 0.2 to 1.1, and 255"),
+        ((300, 65535), "f4", "from 300 to 65535, and 255"),
+    ],
+)
+def test_many_bit_images_that_come_out_black_or_white_are_told(tmp_path, cache, values, dtype, told):
+    grow(tmp_path / "t", ["a/1.png", "b/1.png"])
+    ramp = np.linspace(*values, 400).reshape(20, 20).astype(dtype)
+    for name in ("2.tif", "3.tif"):
+        Image.fromarray(ramp).save(tmp_path / "t" / "b" / name)
+    for _ in range(2):  # decoded, and read again
+        _, notes = quiet(f"folder:{tmp_path / 't'}", cache=cache)
+        (note,) = notes
+        assert "2 of 4 images come out nearly black or white, such as b/2.tif" in note and told in note
+
+
+def test_images_that_are_meant_to_be_black_or_white_are_not_told(tmp_path, cache):
+    grow(tmp_path / "t", ["a/1.png", "b/1.png"])
+    Image.new("L", (20, 20), 0).save(tmp_path / "t" / "a" / "2.png")
+    Image.new("RGB", (20, 20), "white").save(tmp_path / "t" / "a" / "3.png")
+    Image.fromarray(np.linspace(0, 65535, 400).reshape(20, 20).astype(np.uint16)).save(
+        tmp_path / "t" / "a" / "4.png"
+    )
+    assert not quiet(f"folder:{tmp_path / 't'}", cache=cache)[1]
+
+
 def test_a_tree_of_damaged_files_only(tmp_path, cache, monkeypatch):
     damage(tmp_path / "t", monkeypatch)
     with pytest.raises(CfvaeError, match=r"none of the 8 images can be read: bomb\.png"):

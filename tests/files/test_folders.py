@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -56,6 +57,82 @@ def test_splits_that_cannot_be_used(tmp_path):
         )
     with pytest.raises(CfvaeError, match="none at all"):
         list_folder(grow(tmp_path / "flat", ["train/a/1.png", "train/b/1.png", "val/1.png"]), train=False)
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("training_set", "test_set"),
+        ("training_set/training_set", "test_set/test_set"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("Train", "Dev"),
+        ("train_images", "val_images"),
+        ("images_train", "images_valid"),
+        ("train2017", "val2017"),
+        ("trainset", "testset"),
+        ("data/train", "data/eval"),
+        ("x/Training Data", "x/Testing Data"),
+    ],
+)
+def test_splits_by_their_common_names(tmp_path, train, val):
+    names = [f"{train}/a/1.png", f"{train}/b/1.png", f"{val}/b/2.png"]
+    root = grow(tmp_path / "t", [*names, "seg_pred/1.png"] if "seg" in train else names)
+    listing = list_folder(root)
+    assert listing.classes == ("a", "b") and listing.names == tuple(names[:2]) and not listing.notes
+    assert listing.split == train
+    held = list_folder(root, train=False)
+    assert held.names == (names[2],) and held.labels == (1,) and held.split == val
+
+
+def test_flat_splits_by_their_common_names(tmp_path):
+    root = grow(tmp_path / "t", ["train_images/1.png", "test_images/2.png"])
+    assert list_folder(root).names == ("train_images/1.png",) and list_folder(root).split == "train_images"
+
+
+def test_classes_that_only_begin_like_splits_are_classes(tmp_path):
+    root = grow(tmp_path / "t", ["train station/1.png", "test tube/1.png", "validator/1.png"])
+    listing = list_folder(root)
+    assert listing.classes == ("test tube", "train station", "validator")
+    assert not listing.notes and not listing.split
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["trainA/1.png", "trainB/1.png", "testA/1.png", "testB/1.png"],
+            "testA, testB, trainA and 1 more are",
+        ),
+        (
+            [f"fold{k}/{c}/1.png" for k in (1, 2, 3) for c in "ab"],
+            "fold1, fold2, fold3 are named like splits",
+        ),
+        (["train1/a/1.png", "train2/a/1.png"], "train1, train2 are named like splits"),
+        (
+            [f"{d}/{c}/1.png" for d in ("day", "night") for c in "ab"],
+            "day, night all hold the same folders, a, b",
+        ),
+        (["Cat/1.png", "cat/1.png", "dog/1.png"], "nearly the same are kept apart: 'Cat' and 'cat'"),
+        (["cat /1.png", "cat/1.png", "dog/1.png"], "nearly the same are kept apart: 'cat' and 'cat '"),
+        ([*(f"a/{i}.png" for i in range(30)), "b/1.png", "c/1.png"], "with a single image.*: b, c"),
+        (
+            [*(f"a/{i}.png" for i in range(300)), "b/1.png", "b/2.png"],
+            "300 of 302 images are of one class: a",
+        ),
+    ],
+)
+def test_suspicious_trees_are_told(tmp_path, names, message):
+    for name in names:  # nothing is decoded here
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (note,) = list_folder(tmp_path).notes
+    assert re.search(message, note)
+
+
+def test_honest_trees_are_not_suspected(tmp_path):
+    names = [f"n{k}/images/{i}.png" for k in range(3) for i in range(3)]
+    assert list_folder(grow(tmp_path / "t", names)).notes == ()
+    assert list_folder(grow(tmp_path / "u", ["a/1.png", "a/2.png", "b/1.png"])).notes == ()
 
 
 def test_a_class_may_be_called_train(tmp_path):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from trees import rgb
+from trees import grow, quiet, rgb
 
 from cfvae.core import CfvaeError
 from cfvae.data import ImageDataset, Shapes
 from cfvae.files import open as opening
-from cfvae.files.open import open_dataset, require_classes
+from cfvae.files.open import describe, open_dataset, require_classes
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -41,6 +41,11 @@ def test_shapes_options():
         ("tiny-imagenet:no/such/place", "does not exist"),
         ("folder:" + "x" * 5000, "does not exist"),
         ("folder:a\0b", "does not exist"),
+        (
+            "folder:~nosuchuser/x",
+            "~nosuchuser/x names a home folder that is not there: write the path in full",
+        ),
+        ("tiny-imagenet:~nosuchuser", "~nosuchuser names a home folder"),
         (None, "named by a string"),
     ],
 )
@@ -91,6 +96,27 @@ def test_cifar10_without_a_network_points_to_folder(cache, monkeypatch):
     monkeypatch.setattr(opening, "cifar10", refuse)
     with pytest.raises(CfvaeError, match="folder:PATH"):
         open_dataset("cifar10", 32, cache=cache)
+
+
+def test_describe_says_what_was_found(tmp_path, cache):
+    root = grow(tmp_path / "t", ["training_set/a/1.png", "training_set/a/2.png", "training_set/b/1.png"])
+    grow(root, ["test_set/a/1.png"])
+    (root / "training_set" / "b" / "2.png").touch()
+    dataset, _ = quiet(f"folder:{root}", cache=cache)
+    expected = "t: 3 images, 2 classes: a (2), b (1); from the folder training_set; 1 file skipped"
+    assert describe(dataset) == expected
+    held, _ = quiet(f"folder:{root}", cache=cache, train=False)
+    assert describe(held) == "t: 1 image, 2 classes: a (1), b (0); from the folder test_set"
+
+
+def test_describe_takes_any_dataset(tmp_path, cache):
+    assert describe(Shapes(20, 0, 16)).startswith("shapes: 20 images, 10 classes: ")
+    assert describe(Shapes(20, 0, 16)).endswith("and 4 more")
+    pixels = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
+    mixed = ImageDataset(pixels, [0, -1, -1], ("a", "b"))
+    assert describe(mixed) == "images: 3 images, 2 classes: a (1), b (0); 2 without a class"
+    flat, _ = quiet(f"folder:{grow(tmp_path / 't', ['1.png', '2.png'])}", cache=cache)
+    assert describe(flat) == "t: 2 images, without classes"
 
 
 def test_require_classes():

@@ -1,0 +1,52 @@
+"""What about the classes of a tree may not be meant."""
+
+import re
+import typing
+
+from .names import first_few, printable
+
+SPLIT_LIKE = re.compile(
+    r"(train|training|test|testing|val|valid|validation|fold|split|part)[-_ ]?[a-z]?\d*", re.IGNORECASE
+)
+MANY = 20  # images of a class, beside which one of a single image is suspicious
+
+
+def suspicions(
+    counts: dict[str, int],  # the images of every class
+    inside: dict[str, tuple[str, ...]],  # the names of the folders in every class folder
+) -> tuple[str, ...]:
+    "Remarks for the user. Nothing is refused: a strange tree may be meant."
+    return (*_odd_counts(counts), *_odd_names(counts), *_odd_nesting(inside))
+
+
+def _odd_counts(counts: dict[str, int]) -> typing.Iterator[str]:
+    largest = max(counts, key=lambda name: counts[name])
+    total = sum(counts.values())
+    if len(counts) > 1 and counts[largest] > 0.99 * total:
+        yield f"{counts[largest]:,} of {total:,} images are of one class: {printable(largest)}"
+    singles = [name for name, count in counts.items() if count == 1]
+    if singles and counts[largest] >= MANY:
+        yield f"classes with a single image, from which little can be learned: {first_few(singles)}"
+
+
+def _odd_names(names: typing.Iterable[str]) -> typing.Iterator[str]:
+    "Names that differ only by case or by spaces around them."
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(name.strip().casefold(), []).append(f"'{name}'")
+    groups = [" and ".join(group) for group in alike.values() if len(group) > 1]
+    if groups:
+        yield f"classes whose names are nearly the same are kept apart: {first_few(groups)}"
+
+
+def _odd_nesting(inside: dict[str, tuple[str, ...]]) -> typing.Iterator[str]:
+    "Folders that are rather splits, folds or domains than classes."
+    names = list(inside)
+    advice = "if they are not meant, give the folder whose sub-folders are the classes"
+    like_splits = [name for name in names if SPLIT_LIKE.fullmatch(name)]
+    kinds = set(inside.values())
+    same = kinds.pop() if len(names) > 1 and len(kinds) == 1 else ()
+    if len(like_splits) > 1:
+        yield f"the classes {first_few(like_splits)} are named like splits: {advice}"
+    elif len(same) > 1:
+        yield f"the classes {first_few(names)} all hold the same folders, {first_few(same)}: {advice}"
