@@ -9,6 +9,8 @@ __all__ = ["OPSET", "TOLERANCE", "SamplingHalf", "graph_inputs", "store_as_halve
 import copy
 import json
 import math
+import os
+import secrets
 import typing
 import warnings
 from pathlib import Path
@@ -267,9 +269,21 @@ def _needs_onnx() -> None:
 
 def _try_to_write(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / "model.onnx.tmp"
+    probe = folder / f"{secrets.token_hex(8)}.tmp"  # a name that nobody has
     probe.touch()
     probe.unlink()
+
+
+def _refuse_foreign(folder: Path) -> None:
+    "A model.onnx without a model.json of ours beside it comes from another program."
+    present = [name for name in ("model.onnx", "model.json") if os.path.lexists(folder / name)]
+    try:
+        about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        about = None
+    ours = isinstance(about, dict) and {"format", "noise_shapes", "opset"}.issubset(about)
+    message = f"{folder} holds a {' and a '.join(present)} that cfvae did not write"
+    check(ours or not present, f"{message}: move them away, or choose another folder")
 
 
 # %% ../nbs/12b_onnx.ipynb #4aa67b97
@@ -279,7 +293,8 @@ def export_onnx(
 ) -> Path:
     """Write the sampling half as model.onnx, and what a program needs to know of it as model.json.
 
-    Returns the graph's path. Raises `CfvaeError` where packages, permission or space are missing."""
+    Returns the graph's path. Raises `CfvaeError` where packages, permission or space are missing, and where
+    files of these names come from another program."""
     _needs_onnx()
     check(
         isinstance(pipe.autoencoder, Autoencoder),
@@ -287,6 +302,7 @@ def export_onnx(
         "only a pipeline with an autoencoder of this package can be exported",
     )
     folder = Path(folder)
+    _refuse_foreign(folder)
     try:
         _try_to_write(folder)
         half = SamplingHalf(copy.deepcopy(pipe).to("cpu")).eval()

@@ -273,8 +273,47 @@ def test_folder_without_permission(tmp_path, monkeypatch):
         export_onnx(build(), tmp_path)
 
 
+OURS = json.dumps({"format": 1, "noise_shapes": [], "opset": 20})  # enough to be known by
+
+
+def quick_export(monkeypatch, folder):
+    "Export without tracing, which takes seconds."
+    monkeypatch.setattr("cfvae.onnx_export._trace", lambda half: graph_of(np.ones(64, np.float32)))
+    monkeypatch.setattr("cfvae.onnx_export._verify", lambda graph, half: None)
+    return export_onnx(build(), folder)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"model.json": '{"layers": 3}'},
+        {"model.json": '{"format": "layers-model"}', "model.onnx": "mine"},
+        {"model.json": "[1]"},
+        {"model.json": '{"format": 1, "nois', "model.onnx": "mine"},
+        {"model.onnx": "mine"},
+    ],
+)
+def test_foreign_files_are_refused_and_kept(tmp_path, monkeypatch, files):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(CfvaeError, match=r"a model\.\w+.* that cfvae did not write.*another folder"):
+        quick_export(monkeypatch, tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
+def test_own_files_are_replaced_and_neighbours_are_kept(tmp_path, monkeypatch):
+    for name in ("model.onnx.tmp", "model.json.tmp", "notes.txt"):
+        (tmp_path / name).write_text("mine")
+    for _ in range(2):
+        quick_export(monkeypatch, tmp_path)
+    for name in ("model.onnx.tmp", "model.json.tmp", "notes.txt"):
+        assert (tmp_path / name).read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 5
+
+
 def test_failure_leaves_the_old_files(tmp_path, monkeypatch):
     (tmp_path / "model.onnx").write_text("old")
+    (tmp_path / "model.json").write_text(OURS)
     monkeypatch.setattr("cfvae.onnx_export._trace", lambda half: graph_of(np.ones(64, np.float32)))
     monkeypatch.setattr("cfvae.onnx_export._verify", lambda graph, half: None)
 
@@ -284,9 +323,8 @@ def test_failure_leaves_the_old_files(tmp_path, monkeypatch):
     monkeypatch.setattr("cfvae.onnx_export.write_synced", full)
     with pytest.raises(CfvaeError, match="No space left"):
         export_onnx(build(), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"] and (
-        tmp_path / "model.onnx"
-    ).read_text() == "old"
+    left = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert left == {"model.onnx": "old", "model.json": OURS}
 
 
 def test_a_wrong_graph_is_noticed(guided, tmp_path, monkeypatch):
