@@ -16,6 +16,7 @@ from ..checkpoints import differences, list_checkpoints, load_checkpoint, save_c
 from ..core import CfvaeError, check, config_to_dict, image_grid
 from ..training import Callback, Metrics, StopTraining, TrainingState
 from .logs import JsonLog, Speed, TensorBoardLog, plain_metrics, read_log
+from .output import Forgiving, say
 
 __all__ = [  # all that is ready-made, the logs included
     "Checkpointer",
@@ -50,6 +51,7 @@ class ProgressBar(Callback):
             mininterval=0.5,
             disable=not state.is_main,
             dynamic_ncols=True,
+            file=Forgiving(sys.stderr),
         )
         self.speed = Speed(state)
 
@@ -104,8 +106,9 @@ class TimeLimit(Callback):
 
 
 class Checkpointer(Callback):
-    """Saves the state every `every` steps and at the end, and can resume.
-    Place it before callbacks that read `state.step` on start."""
+    """Saves the state every `every` steps and at the end, and can resume. Best placed after `JsonLog` and
+    `PictureLog`, which then have all that a checkpoint counts as done; and before callbacks that read
+    `state.step` on start."""
 
     def __init__(
         self,
@@ -124,13 +127,17 @@ class Checkpointer(Callback):
     def on_start(self, state: TrainingState) -> None:
         self.earlier_error = sys.exception()
         self.saved = self._load_newest(state)
+        self.seen = state.step
 
     def on_step(self, state: TrainingState, metrics: Metrics) -> None:
+        self.seen = state.step
         if state.step % self.every == 0:
             self._save(state)
 
     def on_end(self, state: TrainingState) -> None:
-        if sys.exception() is self.earlier_error:  # no error under way: the state is that of a finished step
+        failed = sys.exception() is not self.earlier_error
+        another_failed = state.step > self.seen  # a callback, after a whole step: half a step is not counted
+        if not failed or another_failed:
             self._save(state)
 
     def _load_newest(self, state: TrainingState) -> int | None:
@@ -176,12 +183,20 @@ def _resume(state: TrainingState, saved_state: dict[str, typing.Any], folder: Pa
     state.load_state_dict(saved_state)
     if state.is_main:
         settings = f"; changed settings: {', '.join(changed)}" if changed else ""
-        print(f"resuming after step {state.step}{settings}", flush=True)
+        say(f"resuming after step {state.step}{settings}")
+
+
+def stop_signals() -> list[signal.Signals]:
+    "The signals that ask for a stop: SIGTERM, Ctrl-C, and SIGHUP unless it was ignored before, as by nohup."
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return numbers
 
 
 class StopOnSignal(Callback):
-    """Turns SIGTERM and Ctrl-C into a stop after the step, where a `Checkpointer` saves.
-    A second Ctrl-C interrupts at once. Best placed last."""
+    """Turns SIGTERM, Ctrl-C and a closed terminal (SIGHUP) into a stop after the step, where a `Checkpointer`
+    saves. A second Ctrl-C interrupts at once. Best placed last."""
 
     received: int | None = None  # the signal that asked for the stop
 
@@ -189,7 +204,7 @@ class StopOnSignal(Callback):
         self.received = None
         self.earlier_handlers: dict[int, typing.Any] = {}
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in stop_signals():
                 self.earlier_handlers[number] = signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -201,7 +216,7 @@ class StopOnSignal(Callback):
         if self.received is not None:
             if state.is_main:
                 name = signal.Signals(self.received).name
-                print(f"{name}: stopping after step {state.step}", flush=True)
+                say(f"{name}: stopping after step {state.step}")
             raise StopTraining
 
     def on_end(self, state: TrainingState) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ..checkpoints import write_synced
 from ..training import Callback, Metrics, TrainingState
 
 
@@ -44,8 +45,8 @@ class Speed:
 
 
 class JsonLog(Callback):
-    """Appends one JSON object per `log_every` steps to a file.
-    On resuming, lines beyond the resumed step are dropped, so it stands after the `Checkpointer`."""
+    """Appends one JSON object per `log_every` steps to a file. On resuming, lines beyond the resumed step are
+    dropped. Best placed before the `Checkpointer`: the log then lacks no step that a checkpoint counts."""
 
     def __init__(
         self,
@@ -54,38 +55,61 @@ class JsonLog(Callback):
         self.path = Path(path)
 
     def on_start(self, state: TrainingState) -> None:
-        if not state.is_main:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        earlier = read_log(self.path) if state.step else []
-        kept = [json.dumps(line) + "\n" for line in earlier if line["step"] <= state.step]
-        self.path.write_text("".join(kept), encoding="utf-8")
+        self.begun = False
         self.speed = Speed(state)
 
     def on_step(self, state: TrainingState, metrics: Metrics) -> None:
-        is_due = state.step % state.config.log_every == 0 or state.step == state.config.steps
-        if state.is_main and is_due:
-            line = {"step": state.step, **plain_metrics(metrics)}
-            line["skipped"] = state.skipped
-            line["examples_per_second"] = round(self.speed.since_last(state), 1)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+        if not state.is_main:
+            return
+        if not self.begun:  # not earlier: a `Checkpointer` may have resumed after `on_start`
+            self._begin(steps_done=state.step - 1)
+        if state.step % state.config.log_every == 0 or state.step == state.config.steps:
+            self._append(state, metrics)
+
+    def _begin(self, steps_done: int) -> None:
+        "Keep the lines of the steps that were done before, without a line that a crash cut off."
+        self.begun = True
+        self.speed.step = steps_done
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [line for line in read_log(self.path) if line["step"] <= steps_done]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_synced(self.path, text.encode())
+
+    def _append(self, state: TrainingState, metrics: Metrics) -> None:
+        line = {"step": state.step, **plain_metrics(metrics)}
+        line["skipped"] = state.skipped
+        line["examples_per_second"] = round(self.speed.since_last(state), 1)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+ALWAYS_LOGGED = ("step", "loss", "skipped", "examples_per_second")
 
 
 def read_log(
     path: str | Path,  # a file that JsonLog wrote
 ) -> list[dict[str, typing.Any]]:
-    "The lines of a log, oldest first, without one that a crash cut off; an absent file is an empty log."
+    """The lines of a log, oldest first. Those that JsonLog cannot have written, such as one that a crash cut
+    off, are left out; an absent file is an empty log."""
     path = Path(path)
     if not path.exists():
         return []
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_bytes().splitlines():
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            line = json.loads(text)
+        except (ValueError, RecursionError):  # not JSON, or not UTF-8
+            continue
+        if _is_whole(line):
+            lines.append(line)
     return lines
+
+
+def _is_whole(line: object) -> bool:
+    "Whether a line of a log has the numbers that every line has."
+    if not isinstance(line, dict):
+        return False
+    return all(isinstance(line.get(name), (int, float)) for name in ALWAYS_LOGGED)
 
 
 class TensorBoardLog(Callback):

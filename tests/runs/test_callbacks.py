@@ -1,8 +1,10 @@
 "What watches a run: logs, pictures, the clock, signals; a run that is killed ends equal to the last bit."
 
+import contextlib
 import copy
 import dataclasses
 import errno
+import io
 import itertools
 import json
 import multiprocessing
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import typing
 from pathlib import Path
 
 import pytest
@@ -39,6 +42,7 @@ from cfvae.runs.callbacks import (
     read_log,
 )
 from cfvae.runs.logs import Speed
+from cfvae.runs.output import say
 from cfvae.training import Callback, StopTraining, TrainingConfig, TrainingState, fit
 
 # Children come from a server that has imported everything once: cheap, and without inherited threads.
@@ -113,10 +117,78 @@ def test_resuming_drops_lines_beyond_the_resumed_step(tmp_path):
     assert second[:4] == first[:4] and [line["loss"] for line in second] == [line["loss"] for line in first]
 
 
-def test_reading_an_absent_or_damaged_log(tmp_path):
+def log_line(step: int) -> dict:
+    return {"step": step, "loss": 0.5, "skipped": 0, "examples_per_second": 9.0}
+
+
+def test_reading_an_absent_log(tmp_path):
     assert read_log(tmp_path / "none.jsonl") == []
-    (tmp_path / "cut.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert read_log(tmp_path / "cut.jsonl") == [{"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"",
+        b'{"st',
+        b"\xff\xfe\x00",
+        b"\x00" * 40,
+        b"7",
+        b"[1, 2]",
+        b"null",
+        b"{}",
+        b'{"step": 2}',
+        b'{"step": "2", "loss": 1, "skipped": 0, "examples_per_second": 1}',
+        b'{"step": 2, "loss": null, "skipped": 0, "examples_per_second": 1}',
+        b"[" * 100_000,
+    ],
+    ids=lambda bad: repr(bad[:20]),
+)
+def test_a_bad_line_of_a_log_is_left_out_and_no_other(tmp_path, bad):
+    lines = [json.dumps(log_line(step)).encode() for step in (1, 2)]
+    for position in range(3):
+        damaged = [*lines[:position], bad, *lines[position:]]
+        (tmp_path / "log.jsonl").write_bytes(b"\n".join(damaged))
+        assert read_log(tmp_path / "log.jsonl") == [log_line(1), log_line(2)]
+
+
+def draw_nothing(model) -> torch.Tensor:
+    return torch.zeros(1, 3, 8, 8)
+
+
+def logged_run(folder: Path, resume: bool) -> None:
+    often = dataclasses.replace(CONFIG, log_every=1, sample_every=5)
+    log = JsonLog(folder / "log.jsonl")
+    pictures = PictureLog(folder / "pictures", draw_nothing)
+    train([log, pictures, Checkpointer(folder / "checkpoints", 5, resume)], often)
+
+
+def killed_at_a_write(number: int, folder: Path) -> None:
+    "A run that is killed at the n-th opening or renaming of a file of its own."
+    count = 0
+
+    def watch(event, arguments):
+        nonlocal count
+        if event in ("open", "os.rename") and str(folder) in str(arguments[0]):
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    logged_run(folder, resume=False)
+
+
+@pytest.mark.parametrize("number", range(2, 30, 3))
+def test_wherever_it_is_killed_log_and_pictures_agree_with_the_checkpoint(tmp_path, number):
+    assert in_child(killed_at_a_write, number, tmp_path) == -signal.SIGKILL
+    newest = load_checkpoint(tmp_path / "checkpoints")
+    done = newest[0] if newest else 0
+    logged = [line["step"] for line in read_log(tmp_path / "log.jsonl")]
+    assert logged[:done] == list(range(1, done + 1))
+    for step in range(5, done + 1, 5):
+        assert Image.open(tmp_path / "pictures" / f"step-{step:08d}.png").size == (12, 12)
+
+    logged_run(tmp_path, resume=True)
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == list(range(1, 25))
 
 
 def test_pictures_come_from_the_averaged_weights(tmp_path):
@@ -155,6 +227,48 @@ def test_progress_bar_and_tensorboard_take_scalars_and_lists(tmp_path, capsys):
     events = EventAccumulator(str(tmp_path)).Reload()
     assert {"loss", "rates/00", "rates/01"} <= set(events.Tags()["scalars"])
     assert [e.value for e in events.Scalars("rates/01")] == [2.0, 2.0]
+
+
+def nobody_reads() -> typing.TextIO:
+    reader, writer = os.pipe()
+    os.close(reader)
+    return open(writer, "w", buffering=1)
+
+
+def closed() -> typing.TextIO:
+    stream = open(os.devnull, "w")
+    stream.close()
+    return stream
+
+
+def full() -> typing.TextIO:
+    return open("/dev/full", "w", buffering=1)
+
+
+@pytest.mark.parametrize("broken", [nobody_reads, closed, full, lambda: None], ids=lambda make: make.__name__)
+def test_a_print_that_fails_does_not_end_a_run(tmp_path, monkeypatch, broken):
+    train([Checkpointer(tmp_path, every=5), StopAt(6)])
+    monkeypatch.setattr(sys, "stdout", broken())
+    monkeypatch.setattr(sys, "stderr", broken())
+    say("nobody hears this")
+    watchers = [ProgressBar("nobody sees this"), SignalAt(9, signal.SIGTERM), StopOnSignal()]
+    state = train([Checkpointer(tmp_path, every=5, resume=True), *watchers], often_shown())
+    with contextlib.suppress(OSError):  # what it could not write, it tries again as it is closed
+        sys.stdout and sys.stdout.close()
+    with contextlib.suppress(OSError):
+        sys.stderr and sys.stderr.close()
+    assert state.step == 9 and steps_in(tmp_path)[-1] == 9
+
+
+def often_shown() -> TrainingConfig:
+    return dataclasses.replace(CONFIG, log_every=1)
+
+
+def test_characters_that_the_terminal_lacks(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    say("a caf\xe9 \udcff")
+    assert raw.getvalue() == b"a caf\\xe9 \\udcff\n"
 
 
 def test_plain_metrics_are_json():
@@ -388,6 +502,23 @@ def test_step_cut_by_an_error_is_not_saved(tmp_path):
     assert steps_in(tmp_path) == [5]
 
 
+class FailsAt(Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, state, metrics):
+        if state.step == self.step:
+            raise ZeroDivisionError
+
+
+def test_a_step_after_which_another_callback_fails_is_saved(tmp_path, undisturbed):
+    "As where a picture cannot be drawn: what was learned by then is whole."
+    with pytest.raises(ZeroDivisionError):
+        train([FailsAt(8), Checkpointer(tmp_path, every=5)])
+    assert steps_in(tmp_path) == [5, 8]
+    assert_same(train([Checkpointer(tmp_path, every=5, resume=True)]).state_dict(), undisturbed)
+
+
 def test_run_inside_an_except_block_is_saved_at_its_end(tmp_path):
     try:
         raise RuntimeError("handled already")
@@ -504,15 +635,33 @@ def test_sigterm_from_outside_saves_and_exits(tmp_path, undisturbed):
     assert_same(torch.load(result, weights_only=True), undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_first_signal_stops_cleanly_and_handlers_come_back(tmp_path, undisturbed, number, capsys):
-    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@pytest.fixture
+def hangup():
+    "Sets what SIGHUP does, whatever these tests were started by."
+    earlier = signal.getsignal(signal.SIGHUP)
+    yield lambda handler: signal.signal(signal.SIGHUP, handler)
+    signal.signal(signal.SIGHUP, earlier)
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_first_signal_stops_cleanly_and_handlers_come_back(tmp_path, undisturbed, number, capsys, hangup):
+    hangup(signal.SIG_DFL)
+    before = [signal.getsignal(n) for n in STOPPING]
     stop = StopOnSignal()
     state = train([Checkpointer(tmp_path, 50), SignalAt(7, number), stop])
     assert state.step == 7 and steps_in(tmp_path) == [7] and stop.received == number
     assert f"{signal.Signals(number).name}: stopping after step 7\n" in capsys.readouterr().out
-    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    assert [signal.getsignal(n) for n in STOPPING] == before
     assert_same(train([Checkpointer(tmp_path, 50, resume=True)]).state_dict(), undisturbed)
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing(hangup):
+    hangup(signal.SIG_IGN)
+    assert train([SignalAt(7, signal.SIGHUP), StopOnSignal()]).step == 24
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 def test_second_ctrl_c_interrupts_at_once(tmp_path):
