@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import onnx_export
 from ..core import CfvaeError, check, get_device
-from ..files.codes import encode_dataset
+from ..files.codes import encode_dataset, is_codes_file, refuse_foreign_codes
 from ..files.open import open_dataset
 from ..published import load_published_pipeline, read_header
 from ..runs.folder import load_autoencoder, load_model
@@ -39,13 +39,12 @@ def encode(
 
 
 def _check_codes_folder(out: Path) -> None:
-    "Whatever is in the folder will be replaced: make sure that it is codes."
+    "Make sure, before the model is loaded, that the folder is one of codes or may become one."
     check(out.name not in ("", ".."), f"--out is {out}: give a folder of its own, such as latents")
+    refuse_foreign_codes(out)
     if not out.is_dir():
-        check(not out.exists(), f"{out} is a file: give a folder for the codes")
         return
-    ours = ("latents.npy", "latents.json")
-    others = [path.name for path in out.iterdir() if path.name not in ours]
+    others = [path.name for path in out.iterdir() if not is_codes_file(path.name)]
     message = f"{out} holds other files ({list_names(others, 3)})"
     check(not others, f"{message}: give a folder of its own for the codes")
 

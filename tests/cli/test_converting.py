@@ -1,6 +1,7 @@
 "Tests of cfvae.cli.converting: codes, released weights, graphs."
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,12 @@ def test_encode(run):
     refused("encode run --data shapes:n=9 --out codes", "holiday.jpg", "folder of its own")
     assert Path("codes/holiday.jpg").exists()
     refused("encode run --data shapes:n=9 --out .", "folder of its own")
+
+    # whatever has the names of codes, too
+    Path("foreign").mkdir()
+    Path("foreign/latents.npy").write_text("mine")
+    refused("encode run --data shapes:n=9 --out foreign", "foreign", "latents.npy", "did not write", "move")
+    assert Path("foreign/latents.npy").read_text() == "mine"
 
 
 def test_import_weights(released):
@@ -85,6 +92,11 @@ def test_export_onnx(plain):
     assert Path("graph/model.onnx").stat().st_size > 10_000
     assert "noise" in json.dumps(about)
     assert "labels" not in json.dumps(about.get("inputs", ""))
+    done("export-onnx plain --out graph")  # its own files may be replaced
+    Path("foreign-graph").mkdir()
+    Path("foreign-graph/model.json").write_text('{"layers": 3}')
+    refused("export-onnx plain --out foreign-graph", "foreign-graph", "model.json", "did not write")
+    assert os.listdir("foreign-graph") == ["model.json"]
     Path("a-file").write_text("kept")
     refused("export-onnx plain --out a-file", "a-file")
     refused("export-onnx nowhere --out graph", "nowhere")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -118,37 +119,176 @@ def test_encoding_leaves_the_model_and_its_mode_alone(images, tmp_path):
 # --- faults
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "no about",
-        "broken about",
-        "about of another kind",
-        "no codes",
-        "short codes",
-        "no header",
-        "other codes",
-    ],
-)
-def test_a_damaged_folder_is_made_anew(images, tmp_path, damage):
+def overwrite(path, offset, content):
+    data = bytearray(path.read_bytes())
+    data[offset : offset + len(content)] = content
+    path.write_bytes(data)
+
+
+def change_fields(path, **fields):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+DAMAGES = {
+    "no codes": lambda about, codes: codes.unlink(),
+    "empty": lambda about, codes: codes.write_bytes(b""),
+    "short": lambda about, codes: codes.write_bytes(codes.read_bytes()[:1000]),
+    "no header": lambda about, codes: codes.write_bytes(codes.read_bytes()[:5]),
+    "other codes": lambda about, codes: np.save(codes, np.load(codes)[:10]),
+    "another type": lambda about, codes: np.save(codes, np.load(codes).view(np.int16)),
+    "another shape": lambda about, codes: np.save(codes, np.load(codes).reshape(70, 2, 2, 8)),
+    "an archive": lambda about, codes: np.savez(codes.open("wb"), codes=np.ones(3)),
+    "bytes in the middle": lambda about, codes: overwrite(codes, 2000, bytes(1000)),
+    "one bit": lambda about, codes: overwrite(codes, 3000, bytes([codes.read_bytes()[3000] ^ 1])),
+    "another shift": lambda about, codes: change_fields(about, shift=[0.5, 0.5]),
+    "one shift for two channels": lambda about, codes: change_fields(about, shift=[0.5]),
+    "a count that is none": lambda about, codes: change_fields(about, count=None),
+    "no checksum": lambda about, codes: change_fields(about, sha256=None),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_codes_are_made_anew(images, tmp_path, damage):
+    folder = tmp_path / "codes"
+    first = encode(Stub(), images, folder)
+    whole = np.array(first.latents)
+    damage(folder / "latents.json", folder / "latents.npy")
+    model = Stub()
+    again = encode(model, images, folder)
+    assert model.calls == 3 and np.array_equal(np.array(again.latents), whole)
+    assert torch.equal(again.scaler.shift, first.scaler.shift)
+
+
+@pytest.mark.parametrize("position", [0, 6, 8, 20, 60, 72, 90])
+def test_a_header_with_a_wrong_byte_is_no_defect(images, tmp_path, position):
     folder = tmp_path / "codes"
     whole = np.array(encode(Stub(), images, folder).latents)
-    about, codes = folder / "latents.json", folder / "latents.npy"
-    if damage == "no about":
-        about.unlink()
-    elif damage == "broken about":
-        about.write_text(about.read_text()[:20])
-    elif damage == "about of another kind":
-        about.write_text("[1, 2]")
-    elif damage == "no codes":
-        codes.unlink()
-    elif damage == "other codes":
-        np.save(codes, whole[:10])
-    else:
-        codes.write_bytes(codes.read_bytes()[: 5 if damage == "no header" else 1000])
+    overwrite(folder / "latents.npy", position, b"\xff")
+    assert np.array_equal(np.array(encode(Stub(), images, folder).latents), whole)
+
+
+def as_first_version(about):
+    "Write latents.json as 0.1 did, without mark and checksum."
+    fields = json.loads(about.read_text())
+    first = {name: fields[name] for name in ("fingerprint", "count", "shift", "scale")}
+    about.write_text(json.dumps(first))
+
+
+def test_codes_of_the_first_version_are_used(images, tmp_path):
+    folder = tmp_path / "codes"
+    encode(Stub(), images, folder)
+    as_first_version(folder / "latents.json")
     model = Stub()
-    assert np.array_equal(np.array(encode(model, images, folder).latents), whole)
+    encode(model, images, folder)
+    assert model.calls == 0
+    encode(Stub(seed=1), images, folder)  # and they may be replaced
+    assert "sha256" in json.loads((folder / "latents.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"shift": [1e9, 0]},
+        {"shift": [float("nan"), 0]},
+        {"shift": [True, 0]},
+        {"shift": ["0", 0]},
+        {"shift": 0.5},
+        {"shift": None},
+        {"scale": [float("inf"), 1]},
+        {"scale": [1, 0]},
+        {"scale": [1, -1]},
+        {"scale": [1, 10**400]},
+    ],
+)
+def test_a_shift_or_scale_that_cannot_be_is_measured_anew(images, tmp_path, fields):
+    folder = tmp_path / "codes"
+    first = encode(Stub(), images, folder)
+    as_first_version(folder / "latents.json")
+    change_fields(folder / "latents.json", **fields)
+    again = encode(Stub(), images, folder)
+    assert torch.equal(again.scaler.shift, first.scaler.shift)
+    assert torch.equal(again.scaler.scale, first.scaler.scale)
+
+
+# --- what is not ours
+
+
+FOREIGN = {
+    "numbers of another program": {"latents.npy": b"measured for weeks"},
+    "a description of another program": {"latents.json": b'{"format": 3, "shift": [1]}'},
+    "no description": {"latents.json": b"[1, 2]", "latents.npy": b"mine"},
+    "a cut description": {"latents.json": b'{"fingerprint": "0f', "latents.npy": b"mine"},
+}
+
+
+@pytest.mark.parametrize("files", FOREIGN.values(), ids=FOREIGN)
+def test_foreign_files_are_refused_and_kept(images, tmp_path, files):
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    model = Stub()
+    with pytest.raises(CfvaeError, match=r"latents\.\w+ that cfvae did not write.*choose another folder"):
+        encode(model, images, tmp_path)
+    assert model.calls == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+def test_neighbours_and_other_files_are_left_alone(images, tmp_path):
+    (tmp_path / "codes.tmp").mkdir()
+    (tmp_path / "codes.tmp" / "thesis.tex").write_text("mine")
+    (tmp_path / "codes").mkdir()
+    (tmp_path / "codes" / "latents.npy.tmp").write_text("mine")
+    encode(Stub(), images, tmp_path / "codes")
+    encode(Stub(seed=1), images, tmp_path / "codes")
+    assert (tmp_path / "codes.tmp" / "thesis.tex").read_text() == "mine"
+    assert (tmp_path / "codes" / "latents.npy.tmp").read_text() == "mine"
+
+
+# --- two processes, and one that dies
+
+
+class Interferes(Stub):
+    "Does something between its second batch and its third."
+
+    def __init__(self, action, seed=0):
+        super().__init__(seed)
+        self.action = action
+
+    def encode(self, x):
+        if self.calls == 2:
+            self.action()
+        return super().encode(x)
+
+
+def test_a_second_process_is_refused_while_the_first_encodes(images, tmp_path):
+    folder = tmp_path / "codes"
+    second = Stub(seed=1)
+
+    def meanwhile():
+        with pytest.raises(CfvaeError, match="codes is in use by another run.*choose another folder"):
+            encode(second, images, folder)
+
+    first = Interferes(meanwhile)
+    codes = np.array(encode(first, images, folder).latents)
+    assert first.calls == 3 and second.calls == 0
+    assert np.array_equal(codes, direct(Stub(), images).half().numpy())
+    assert sorted(os.listdir(folder)) == ["latents.json", "latents.npy"]
+
+
+def test_codes_mixed_up_by_two_are_noticed(images, tmp_path, monkeypatch):
+    "Where locks do not work: codes of the one beside the description of the other."
+    for name, seed in (("a", 0), ("b", 1)):
+        encode(Stub(seed), images, tmp_path / name)
+    shutil.copy(tmp_path / "a" / "latents.npy", tmp_path / "b" / "latents.npy")
+    model = Stub(seed=1)
+    encode(model, images, tmp_path / "b")
     assert model.calls == 3
+
+
+def test_codes_in_use_stay_what_they_are_when_others_replace_them(images, tmp_path):
+    in_use = encode(Stub(), images, tmp_path / "codes")
+    before = np.array(in_use.latents)
+    encode(Stub(seed=1), images, tmp_path / "codes")
+    assert np.array_equal(np.array(in_use.latents), before)
 
 
 def test_a_half_written_folder_of_a_killed_run_is_ignored(images, tmp_path):
@@ -171,10 +311,12 @@ def test_a_half_written_folder_of_a_killed_run_is_ignored(images, tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(script), str(folder), os.path.dirname(__file__)]
     died = subprocess.run(command, env=environment)
     assert died.returncode == -signal.SIGKILL
-    assert (tmp_path / "codes.tmp").exists() and not folder.exists()
+    left = [name for name in os.listdir(folder) if re.fullmatch(r"latents\.npy\.\w{16}\.tmp", name)]
+    assert len(left) == 1 and not (folder / "latents.json").exists()
     model = Stub()
     assert len(encode(model, images, folder)) == 70 and model.calls == 3
-    assert [p.name for p in tmp_path.iterdir()] == ["codes"]
+    assert sorted(os.listdir(folder)) == ["latents.json", "latents.npy"]
+    assert os.listdir(tmp_path) == ["codes"]
 
 
 def test_a_full_disk_is_reported_and_nothing_is_left_behind(images, tmp_path):
@@ -186,7 +328,7 @@ def test_a_full_disk_is_reported_and_nothing_is_left_behind(images, tmp_path):
             encode(Stub(), images, tmp_path / "codes")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "codes").iterdir()) == []
     assert len(encode(Stub(), images, tmp_path / "codes")) == 70
 
 
@@ -216,7 +358,7 @@ def test_codes_that_are_not_finite_are_refused(images, tmp_path):
         model.layer.bias[0] = float("nan")
     with pytest.raises(CfvaeError, match="not finite"):
         encode(model, images, tmp_path / "codes")
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "codes").iterdir()) == []
 
 
 def test_codes_too_large_for_half_precision_are_refused(images, tmp_path):
@@ -230,7 +372,8 @@ def test_codes_too_large_for_half_precision_are_refused(images, tmp_path):
 def test_what_is_on_disk_is_plain(images, tmp_path):
     latents = encode(Stub(), images, tmp_path / "codes")
     about = json.loads((tmp_path / "codes" / "latents.json").read_text())
-    assert about["fingerprint"] == latents.fingerprint and about["count"] == 70
+    assert about["format"] == "cfvae codes 1" and about["fingerprint"] == latents.fingerprint
+    assert about["count"] == 70 and about["shape"] == [70, 2, 4, 4] and about["dtype"] == "<f2"
     assert len(about["shift"]) == len(about["scale"]) == 2
     assert np.load(tmp_path / "codes" / "latents.npy", allow_pickle=False).shape == (70, 2, 4, 4)
     shutil.move(tmp_path / "codes", tmp_path / "moved")
