@@ -30,7 +30,7 @@ def on_step(self, state, metrics):
         os.kill(os.getpid(), number)
 
 def rename(source, target):
-    if moment == "encoding" and str(target).endswith("latents"):
+    if moment == "encoding" and str(target).endswith("latents.npy"):
         os.kill(os.getpid(), number)
     replace(source, target)
 
@@ -98,7 +98,7 @@ def test_a_killed_run_ends_as_one_that_was_never_killed(run):
     third = start("encoding", signal.SIGKILL, RESUME)
     third.communicate(timeout=300)
     assert third.returncode == -signal.SIGKILL
-    assert not Path("killed/latents").exists() and not Path("killed/vae").exists()
+    assert not Path("killed/latents/latents.npy").exists() and not Path("killed/vae").exists()
 
     fourth = start("vae 17,", signal.SIGKILL, RESUME)
     fourth.communicate(timeout=300)
