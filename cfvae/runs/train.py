@@ -26,6 +26,7 @@ from ..recipes import Recipe
 from ..training import Callback, TrainingConfig, TrainingState, fit, join_processes
 from .callbacks import Checkpointer, JsonLog, PictureLog, ProgressBar, StopOnSignal, TensorBoardLog, TimeLimit
 from .folder import claim_run, load_autoencoder, refuse_begun
+from .free import check_free
 from .recorded import RecordedStep
 
 FirstStage = Autoencoder | PretrainedAutoencoder
@@ -189,6 +190,7 @@ def train(
     _check_request(recipe, stage)
     borrowed = _borrow(recipe)
     processes = join_processes(recipe.vae_training.device)
+    check_free(out)
     refuse_begun(out, resume)
 
     dataset = _open_images(data, recipe, processes)

@@ -1,0 +1,45 @@
+"""Whether a folder is free for a run: training replaces only what cfvae wrote."""
+
+import json
+import re
+from pathlib import Path
+
+from ..core import check
+from ..files.codes import refuse_foreign_codes
+from ..files.lock import LOCK_FILE, OWNER_FILE
+from ..files.names import first_few, printable
+from .folder import load_recipe
+
+LEFTOVER = re.compile(r"(recipe|data)\.json\.[0-9a-f]{16}\.tmp")  # half-written, by a process that was killed
+DATA_FIELDS = {"fingerprint", "images", "classes"}  # of a run's data.json
+
+
+def check_free(
+    out: Path,  # the run folder, or what is to become it
+) -> None:
+    """Make sure that a folder is not there yet, is empty, or holds a run.
+
+    Raises `CfvaeError` for one with files that cfvae did not write, and for the current folder unless it
+    holds a run: that is what an empty name means."""
+    if (out / "recipe.json").exists():
+        load_recipe(out)  # complains where it is another program's
+        refuse_foreign_codes(out / "latents")
+        return
+
+    named = out != Path()
+    check(named, "--out is empty, or the current folder: name a folder for the run, such as runs/first")
+    if out.is_dir():  # a file there is refused when the folder is locked
+        foreign = sorted(printable(path.name) for path in out.iterdir() if not _begins_a_run(path))
+        message = f"{out} holds files but no run ({first_few(foreign)}), and some might be replaced"
+        check(not foreign, f"{message}: choose another --out, or move them away")
+
+
+def _begins_a_run(path: Path) -> bool:
+    "Whether the file is one of those that a run writes before its recipe, and leaves there if it is killed."
+    if path.name == "data.json":
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return False
+        return isinstance(fields, dict) and DATA_FIELDS == set(fields)
+    return path.name in (LOCK_FILE, OWNER_FILE) or LEFTOVER.fullmatch(path.name) is not None

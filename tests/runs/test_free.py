@@ -1,0 +1,70 @@
+"Tests of cfvae.runs.free: a run is begun only where nothing of others can be lost."
+
+import contextlib
+import json
+import os
+
+import pytest
+from tiny_runs import tiny
+
+from cfvae.core import CfvaeError, config_to_dict
+from cfvae.runs.free import check_free
+from cfvae.runs.train import train
+
+FOREIGN = {
+    "latents": ({"latents/thesis.tex": "mine"}, "latents"),
+    "a recipe": ({"recipe.json": '{"flour": 500}'}, "recipe.json cannot be read"),
+    "an empty recipe": ({"recipe.json": ""}, "recipe.json cannot be read"),
+    "data": ({"data.json": '{"rows": [1, 2]}'}, "data.json"),
+    "data that are no object": ({"data.json": "[1, 2]"}, "data.json"),
+    "logs": ({"autoencoder/log.jsonl": "mine"}, "autoencoder"),
+    "anything": ({"recipe.tmp": "a", "b.txt": "b", "c": "c", "d": "d"}, "and 1 more"),
+}
+
+
+def write(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+
+
+def contents(folder):
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in paths}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize(("files", "culprit"), FOREIGN.values(), ids=FOREIGN)
+def test_foreign_files_are_refused_and_kept(tmp_path, files, culprit, resume):
+    write(tmp_path, files)
+    with pytest.raises(CfvaeError, match=culprit):
+        train(tiny(), "shapes:n=60", tmp_path, resume=resume)
+    assert contents(tmp_path) == files
+
+
+def test_foreign_codes_in_a_run_are_refused_before_anything_is_trained(tmp_path):
+    files = {"recipe.json": json.dumps(config_to_dict(tiny())), "latents/latents.npy": "mine"}
+    write(tmp_path, files)
+    with pytest.raises(CfvaeError, match="latents.npy that cfvae did not write"):
+        train(tiny(), "shapes:n=60", tmp_path, resume=True)
+    assert contents(tmp_path) == files
+
+
+@pytest.mark.parametrize("out", ["", "."])
+def test_no_name_is_not_the_current_folder(tmp_path, out):
+    with contextlib.chdir(tmp_path), pytest.raises(CfvaeError, match="--out is empty"):
+        train(tiny(), "shapes:n=60", out)
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_is_free(tmp_path):
+    check_free(tmp_path)  # empty
+    check_free(tmp_path / "nowhere" / "yet")
+    about = json.dumps({"fingerprint": "0f", "images": 60, "classes": []})
+    aside = "recipe.json.0123456789abcdef.tmp"
+    write(tmp_path, {"run.lock": "", "run.pid": "1\n", "data.json": about, aside: "{"})  # killed that early
+    check_free(tmp_path)
+    write(tmp_path, {"recipe.json": json.dumps(config_to_dict(tiny())), "notes.txt": "mine"})
+    check_free(tmp_path)  # a run, beside which others may put their notes
+    with contextlib.chdir(tmp_path):
+        check_free(tmp_path.__class__(""))
