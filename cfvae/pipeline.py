@@ -129,7 +129,8 @@ def _check_weights(model: torch.nn.Module, folder: Path) -> None:
         with safe_open(path, framework="pt") as weights:
             saved_names.update(weights.keys())
 
-    state = model.state_dict()
+    saved = model.model if isinstance(model, PretrainedAutoencoder) else model  # diffusers' own part
+    state = saved.state_dict()
     missing = state.keys() - saved_names
     unexpected = saved_names - state.keys()
     not_finite = {name for name, tensor in state.items() if not bool(tensor.isfinite().all())}

@@ -14,8 +14,8 @@ from cfvae.core import CfvaeError, make_generator, seed_everything
 from cfvae.guidance import Guidance
 from cfvae.hvae import HierarchicalVAE, HierarchicalVAEConfig
 from cfvae.latents import LatentScaler
-from cfvae.pipeline import LatentVAEPipeline
-from cfvae.pretrained import describe_pretrained, load_pretrained
+from cfvae.pipeline import LatentVAEPipeline, load_first_stage
+from cfvae.pretrained import describe_pretrained, import_diffusers, load_pretrained
 
 CLASSES = ("cat", "dog", "<owl> & co")
 SIZES = {
@@ -312,6 +312,26 @@ def test_weights_are_exactly_those_of_the_model(saved, part, damage):
     with pytest.raises(CfvaeError, match=f"model.{part}.*{complaint}") as caught:
         LatentVAEPipeline.from_pretrained(saved)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderTiny"])
+def test_weights_of_a_borrowed_first_stage(tmp_path, kind):
+    pytest.importorskip("diffusers")
+    seed_everything(0)
+    getattr(import_diffusers(), kind)().save_pretrained(tmp_path / "theirs")
+    stage = load_pretrained(describe_pretrained(str(tmp_path / "theirs"), 16))
+    stage.save_pretrained(tmp_path / "ours")
+    again = load_first_stage(tmp_path / "ours").state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in stage.state_dict().items())
+
+    path = tmp_path / "ours" / "diffusion_pytorch_model.safetensors"
+    whole = load_file(path)
+    for change, complaint in (WEIGHT_DAMAGES[name] for name in ("one_too_many", "nan")):
+        weights = {name: tensor.clone() for name, tensor in whole.items()}
+        change(weights)
+        save_file(weights, path)
+        with pytest.raises(CfvaeError, match=complaint):
+            load_first_stage(tmp_path / "ours")
 
 
 def test_numbers_of_the_scaler_are_finite_and_fit(saved):
