@@ -3,14 +3,17 @@
 `main` runs one command; `commands` lists them, `options` their options; `errors` says what the user sees
 when something is wrong. The work of a command is in the module that it imports when it is called."""
 
+import contextlib
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TextIO, cast
 
 import typer
 
+from ..runs.output import Forgiving
 from . import commands, errors
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -41,29 +44,60 @@ def _dispatch(arguments: list[str]) -> int:
             command.invoke(context)
     except typer.Exit as end:
         return end.exit_code
-    sys.stdout.flush()
     return 0
 
 
-def main(
-    arguments: Sequence[str] | None = None,  # what stands after `cfvae`; None: this process's own
-) -> int:
-    """Run one command. Returns the exit code: 0 done, 2 an error the user can mend, 130 Ctrl-C, 143 SIGTERM,
-    1 a defect."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in arguments  # wherever it stands
-    arguments = [argument for argument in arguments if argument != "--debug"]
+@contextlib.contextmanager
+def _forgiving_streams() -> Iterator[tuple[Forgiving, Forgiving]]:
+    "Within the block no print fails: what a command does is not cut off because nobody reads about it."
+    earlier = sys.stdout, sys.stderr
+    # a closed stream gets a file, so that no other file takes its number
+    out, err = (Forgiving(stream or open(os.devnull, "w")) for stream in earlier)
+    sys.stdout = cast(TextIO, out)
+    sys.stderr = cast(TextIO, err)
+    try:
+        yield out, err
+    finally:
+        out.flush()
+        err.flush()
+        sys.stdout, sys.stderr = earlier
 
+
+def _run(arguments: list[str], debug: bool) -> int:
+    "Run one command and explain what goes wrong; the exit code."
     with warnings.catch_warnings():
         warnings.showwarning = errors.show_warning
         try:
-            return _dispatch(arguments or ["--help"])
-        except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return errors.DEFECT
+            return _dispatch(arguments)
         except (Exception, KeyboardInterrupt) as error:
             if debug:
                 traceback.print_exc()
             code, message = errors.explain(error)
             print(f"error: {message}", file=sys.stderr)
             return code
+
+
+def _discard_rest(stream: Forgiving) -> None:
+    "Let what a failed stream still holds go nowhere, so that Python does not try again as it ends."
+    if stream.failure is not None:
+        with contextlib.suppress(OSError, ValueError):  # it may not be a file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def main(
+    arguments: Sequence[str] | None = None,  # what stands after `cfvae`; None: this process's own
+) -> int:
+    """Run one command. Returns the exit code: 0 done, 2 an error the user can mend, 129 SIGHUP, 130 Ctrl-C,
+    143 SIGTERM, 1 a defect, or nobody read what was said."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments  # wherever it stands
+    arguments = [argument for argument in arguments if argument != "--debug"]
+
+    with _forgiving_streams() as (out, err):
+        code = _run(arguments or ["--help"], debug)
+        out.flush()
+        if code == 0 and out.failure is not None:
+            code = errors.explain_lost_output(out.failure)
+    _discard_rest(out)
+    _discard_rest(err)
+    return code

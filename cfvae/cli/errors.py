@@ -6,8 +6,9 @@ from typing import TextIO
 
 import typer
 
-# exit codes: 0 done, 143 ended by SIGTERM, and
+# exit codes: 0 done, 129 and 143 ended by SIGHUP and SIGTERM, and
 DEFECT = 1  # of ours, to be reported
+UNREAD = 1  # as other programs written in Python have it
 MISTAKE = 2  # which the user can mend
 INTERRUPTED = 130  # Ctrl-C: 128 and the signal's number, as shells have it
 
@@ -37,6 +38,14 @@ def explain(error: BaseException) -> tuple[int, str]:
     summary = " ".join(str(error).split())[:300]
     please = "This should not happen: please report it, with what --debug shows"
     return DEFECT, f"{type(error).__name__}: {summary}\n{please}"
+
+
+def explain_lost_output(failure: OSError | ValueError) -> int:
+    "Exit code where all was done but what was said about it got lost; a message, unless its reader left."
+    if isinstance(failure, (ConnectionError, ValueError)) or failure.errno == errno.EIO:
+        return UNREAD
+    print(f"error: standard output: {_explain_file(failure)}", file=sys.stderr)
+    return MISTAKE
 
 
 def _explain_usage(error: typer.TyperException) -> str:

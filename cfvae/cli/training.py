@@ -15,8 +15,9 @@ from ..core import CfvaeError, check
 from ..data import Shapes
 from ..pipeline import load_local
 from ..recipes import Recipe, change, with_pretrained
-from ..runs.callbacks import ProgressBar, StopOnSignal
+from ..runs.callbacks import ProgressBar, StopOnSignal, stop_signals
 from ..runs.folder import load_recipe
+from ..runs.output import say
 from ..runs.presets import preset
 from ..runs.train import train as train_run
 from .describing import newest_step
@@ -69,10 +70,10 @@ def train(
     resume_command = f"cfvae train --out {folder} --resume"
     train_or_exit(recipe, out, resume_command, stage, resume, max_minutes)
     if stage == "autoencoder":
-        print(f"done: the autoencoder is in {out / 'autoencoder' / 'model'}. Next: {resume_command}")
+        say(f"done: the autoencoder is in {out / 'autoencoder' / 'model'}. Next: {resume_command}")
     else:
         next_command = f"cfvae sample {folder} --n 16 --out samples.png"
-        print(f"done: the model is in {out / 'pipeline'}. Next: {next_command}")
+        say(f"done: the model is in {out / 'pipeline'}. Next: {next_command}")
 
 
 def train_or_exit(
@@ -86,31 +87,36 @@ def train_or_exit(
     """Train. Where the run is stopped early, say so and leave with the signal's exit code (0 for the time
     limit)."""
     signals = StopOnSignal()
-    with _interrupt_on_sigterm(signals):
+    with _interrupt_on_signal(signals):
         try:
             finished = train_run(recipe, recipe.data, out, stage, resume, max_minutes, signals)
         except KeyboardInterrupt:
             finished = False
             signals.received = signals.received or signal.SIGINT
     if not finished:
-        print(_describe_stop(recipe, out, signals.received, resume_command))
+        say(_describe_stop(recipe, out, signals.received, resume_command))
         raise typer.Exit(128 + signals.received if signals.received else 0)
 
 
 @contextlib.contextmanager
-def _interrupt_on_sigterm(signals: StopOnSignal) -> Iterator[None]:
-    """SIGTERM interrupts as Ctrl-C does. `StopOnSignal` watches during the steps only; between the stages,
-    while the images are encoded, this does."""
+def _interrupt_on_signal(signals: StopOnSignal) -> Iterator[None]:
+    """SIGTERM and SIGHUP interrupt as Ctrl-C does. `StopOnSignal` watches during the steps only; between the
+    stages, while the images are encoded, this does."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        signals.received = number
-        raise KeyboardInterrupt
+        if signals.received is None:  # a terminal that closes may send more than one
+            signals.received = number
+            raise KeyboardInterrupt
 
-    earlier = signal.signal(signal.SIGTERM, interrupt)
+    earlier_handlers = {}
+    for number in stop_signals():
+        if number != signal.SIGINT:
+            earlier_handlers[number] = signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, earlier or signal.SIG_DFL)
+        for number, handler in earlier_handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _describe_stop(recipe: Recipe, out: Path, number: int | None, resume_command: str) -> str:
@@ -119,6 +125,8 @@ def _describe_stop(recipe: Recipe, out: Path, number: int | None, resume_command
         who = "the time limit"
     elif number == signal.SIGINT:
         who = "Ctrl-C"
+    elif number == getattr(signal, "SIGHUP", None):
+        who = "SIGHUP (the terminal was closed)"
     else:
         who = signal.Signals(number).name
 
