@@ -56,7 +56,7 @@ class AutoencoderConfig:
         check(self.patch >= 1, f"patch is {self.patch}: it must be at least 1")
         fits = self.size % self.factor == 0
         check(fits, f"size {self.size} does not fit: patch and widths ask for a multiple of {self.factor}")
-        divides = all(width % self.groups == 0 for width in widths)
+        divides = self.groups >= 1 and all(width % self.groups == 0 for width in widths)
         check(divides, f"groups is {self.groups}, but must divide every width of {widths}")
         check(self.latent_channels >= 1 and self.blocks >= 1, "latent_channels and blocks must be at least 1")
 

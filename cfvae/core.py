@@ -27,6 +27,7 @@ __all__ = [
 import dataclasses
 import difflib
 import itertools
+import json
 import math
 import random
 import typing
@@ -211,8 +212,54 @@ def show_images(
     return figure
 
 
-# %% ../nbs/00_core.ipynb #daf1372e
-_Config = typing.TypeVar("_Config", bound="DataclassInstance")
+# %% ../nbs/00_core.ipynb #a10e0cd3
+def _has_type(value: typing.Any, kind: typing.Any) -> bool:
+    "Whether a value read from JSON can stand in a field annotated as `kind`."
+    if kind in (int, float):
+        accepted = int if kind is int else (int, float)
+        return isinstance(value, accepted) and not isinstance(value, bool)  # Python counts true as 1
+
+    options = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, (list, tuple)):
+            return False
+        if options[-1] is Ellipsis:
+            options = options[:1] * len(value)
+        return len(options) == len(value) and all(map(_has_type, value, options))
+    if options:  # such as `float | None`
+        return any(_has_type(value, option) for option in options)
+    return isinstance(value, kind)
+
+
+def _in_words(kind: typing.Any) -> str:
+    "A field's type as an error names it."
+    options = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple:
+        entries = {int: "whole numbers", float: "numbers"}.get(options[0], "lists")
+        return f"a list of {entries}" if options[-1] is Ellipsis else f"a list of {len(options)} {entries}"
+    if options:
+        return " or ".join(_in_words(option) for option in options)
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        type(None): "null",
+    }
+    return names.get(kind, kind.__name__)
+
+
+# %% ../nbs/00_core.ipynb #c11b6f57
+def _sizes_fit(value: typing.Any, infinite: bool) -> bool:
+    "Whether every number is one to compute with: 64 bits of a whole number, float32 for all others."
+    if isinstance(value, tuple):
+        return all(_sizes_fit(entry, infinite) for entry in value)
+    if isinstance(value, int):
+        return abs(value) < 2**63
+    if isinstance(value, float):
+        largest = torch.finfo(torch.float32).max
+        return abs(value) <= largest or (infinite and value == math.inf)
+    return True
 
 
 def _lists_to_tuples(value: typing.Any) -> typing.Any:
@@ -221,19 +268,59 @@ def _lists_to_tuples(value: typing.Any) -> typing.Any:
     return value
 
 
+def _as_json(value: typing.Any) -> str:
+    "A value as its file has it, on one line and cut short: for an error."
+    try:
+        text = json.dumps(value)
+    except (TypeError, ValueError, RecursionError):  # no JSON, too many digits, too many brackets
+        text = f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# %% ../nbs/00_core.ipynb #daf1372e
+_Config = typing.TypeVar("_Config", bound="DataclassInstance")
+
+
+def _field_value(owner: str, field: dataclasses.Field, kind: typing.Any, value: typing.Any) -> typing.Any:
+    "A value as the field holds it. Raises `CfvaeError` for one of another type or of absurd size."
+    about = f"{owner}.{field.name} is {_as_json(value)}"
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return config_from_dict(typing.cast(type, kind), value)
+    if typing.get_origin(kind) is tuple and isinstance(value, (int, float)):
+        value = (value,)
+
+    check(_has_type(value, kind), f"{about}: {_in_words(kind)} is needed")
+    value = _lists_to_tuples(value)
+    infinite = field.default == math.inf
+    check(_sizes_fit(value, infinite), f"{about}: a finite number of ordinary size is needed")
+    return value
+
+
 def config_from_dict(
     cls: type[_Config],  # a dataclass
     fields: dict[str, typing.Any],  # field names and values, as read from JSON; lists become tuples
 ) -> _Config:
-    "Build a config. Raises `CfvaeError` for a field it does not have, naming those that sound alike."
-    known = [field.name for field in dataclasses.fields(cls)]
+    """Build a config. A single number where a list is expected is a list of one.
+
+    Raises `CfvaeError` for a field it does not have, naming those that sound alike, for a value of another
+    type than the field's annotation says, and for NaN, infinity and numbers of absurd size."""
+    check(isinstance(fields, dict), f"{cls.__name__} is {_as_json(fields)}: names and values are needed")
+    known = {field.name: field for field in dataclasses.fields(cls)}
     for name in fields:
         if name not in known:
-            similar = difflib.get_close_matches(name, known, n=3) or sorted(known)
-            raise CfvaeError(f"{cls.__name__} has no field '{name}': did you mean {', '.join(similar)}?")
+            similar = difflib.get_close_matches(str(name), known, n=3) or sorted(known)
+            unknown = str(name)[:80]
+            raise CfvaeError(f"{cls.__name__} has no field {unknown!r}: did you mean {', '.join(similar)}?")
 
-    restored = {name: _lists_to_tuples(value) for name, value in fields.items()}
-    return cls(**restored)
+    kinds = typing.get_type_hints(cls)
+    values = {}
+    for name, field in known.items():
+        if name in fields:
+            values[name] = _field_value(cls.__name__, field, kinds[name], fields[name])
+        else:
+            optional = field.default is not field.default_factory  # both are MISSING where it is required
+            check(optional, f"{cls.__name__} needs a {name}, and none is given")
+    return cls(**values)
 
 
 def config_to_dict(

@@ -22,7 +22,7 @@ from ..latents import LatentDataset, LatentScaler
 from ..objective import vae_loss
 from ..pipeline import LatentVAEPipeline
 from ..pretrained import PretrainedAutoencoder, PretrainedConfig, load_pretrained
-from ..recipes import Recipe
+from ..recipes import Recipe, check_models
 from ..training import Callback, TrainingConfig, TrainingState, fit, join_processes
 from .callbacks import Checkpointer, JsonLog, PictureLog, ProgressBar, StopOnSignal, TensorBoardLog, TimeLimit
 from .folder import claim_run, load_autoencoder, refuse_begun
@@ -220,6 +220,7 @@ def _check_request(recipe: Recipe, stage: str) -> None:
     )
     for config in (recipe.autoencoder_training, recipe.vae_training):
         get_device(config.device)
+    check_models(recipe)
 
 
 def _borrow(recipe: Recipe) -> PretrainedAutoencoder | None:

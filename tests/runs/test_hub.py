@@ -1,5 +1,6 @@
 "Tests of cfvae.runs.hub: what is published is what comes back, and the card says what was told."
 
+import dataclasses
 import json
 import shutil
 
@@ -29,9 +30,10 @@ CARD = {
 
 def build(classes=CLASSES) -> LatentVAEPipeline:
     seed_everything(0)
-    recipe = tiny(**{"vae.num_classes": len(classes)})
+    recipe = tiny()
     autoencoder = Autoencoder(recipe.autoencoder)
-    return LatentVAEPipeline(autoencoder, HierarchicalVAE(recipe.vae), LatentScaler(0.0, 1.0), classes)
+    vae = HierarchicalVAE(dataclasses.replace(recipe.vae, num_classes=len(classes)))
+    return LatentVAEPipeline(autoencoder, vae, LatentScaler(0.0, 1.0), classes)
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,8 @@ def test_train_command_makes_the_same_recipe(runs):
     pairs = zip(words, words[1:], strict=False)
     settings = dict(word.split("=", 1) for flag, word in pairs if flag == "--set")
     again = change(preset("shapes-demo"), {**settings, "data": recipe.data})
-    expected = change(recipe, {"vae_training.steps": 8, "vae.num_classes": again.vae.num_classes})
-    assert again == expected
+    told_by_data = dataclasses.replace(again.vae, num_classes=recipe.vae.num_classes)
+    assert dataclasses.replace(again, vae=told_by_data) == change(recipe, {"vae_training.steps": 8})
 
 
 def test_no_command_without_a_preset(runs):
