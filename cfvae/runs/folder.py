@@ -15,13 +15,20 @@ from .hub import load as load_from_hub
 
 
 STAGES = ("autoencoder", "vae")
+# what may differ when a run is resumed: how it is computed and watched, and what advice tells to change
 MAY_DIFFER = {
     "device",
     "accumulate",
     "log_every",
     "sample_every",
     "checkpoint_every",
-}  # of a run and its resumption
+    "learning_rate",
+    "final_learning_rate",
+    "skip_norm",
+    "skip_from",
+    "max_skipped",
+    "vae_training.steps",  # stage one's codes are made when its steps are done
+}
 
 
 def load_recipe(
@@ -142,7 +149,7 @@ def _differences(before: dict[str, typing.Any], now: dict[str, typing.Any], pref
         earlier = before.get(key)
         if isinstance(value, dict) and isinstance(earlier, dict):
             lines += _differences(earlier, value, f"{prefix}{key}.")
-        elif earlier != value and key not in MAY_DIFFER:
+        elif earlier != value and not {key, f"{prefix}{key}"} & MAY_DIFFER:
             lines.append(f"{prefix}{key}: {earlier} there, {value} now")
     return lines
 

@@ -15,7 +15,7 @@ from ..core import check, get_device, make_generator, seed_everything
 from ..data import ImageDataset, hold_out
 from ..files.codes import encode_dataset
 from ..files.lock import FolderLock
-from ..files.open import open_dataset, require_classes
+from ..files.open import describe, open_dataset, require_classes
 from ..guidance import Guidance
 from ..hvae import HierarchicalVAE
 from ..latents import LatentDataset, LatentScaler
@@ -27,6 +27,7 @@ from ..training import Callback, TrainingConfig, TrainingState, fit, join_proces
 from .callbacks import Checkpointer, JsonLog, PictureLog, ProgressBar, StopOnSignal, TensorBoardLog, TimeLimit
 from .folder import claim_run, load_autoencoder, refuse_begun
 from .free import check_free
+from .output import say
 from .recorded import RecordedStep
 
 FirstStage = Autoencoder | PretrainedAutoencoder
@@ -194,6 +195,8 @@ def train(
     refuse_begun(out, resume)
 
     dataset = _open_images(data, recipe, processes)
+    if processes.is_main_process:
+        say(describe(dataset))
     source = data if isinstance(data, str) else dataset.name
     recipe, images, held = prepare(dataclasses.replace(recipe, data=source), dataset)
     with FolderLock(out) if processes.is_main_process else contextlib.nullcontext():

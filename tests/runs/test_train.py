@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import warnings
 
 import numpy as np
@@ -275,3 +276,17 @@ def test_an_adversarial_first_stage_trains_and_resumes(tmp_path):
             tmp_path / "whole",
             resume=True,
         )
+
+
+def test_what_advice_tells_to_change_may_change_on_resume(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    before = load_recipe(run)
+    steps = before.vae_training.steps + 2
+    calmer = change(before, {"learning_rate": 1e-4, "skip_norm": 1e6, "vae_training.steps": steps})
+    assert train(calmer, "shapes:n=60", tmp_path / "run", resume=True)
+    after = load_recipe(tmp_path / "run")
+    assert after.vae_training.learning_rate == 1e-4 and after.vae_training.steps == steps  # it is recorded
+    assert read_log(tmp_path / "run/vae/log.jsonl")[-1]["step"] == steps
+    said = capsys.readouterr().out
+    assert "changed settings" in said and "learning_rate" in said
+    assert "shapes: 60 images, 10 classes" in said
