@@ -155,14 +155,7 @@ def _check_config(kind: type[torch.nn.Module], path: Path) -> None:
     check(
         not missing, f"{path.name}: settings are missing ({_listed(missing)}): fetch or save the model again"
     )
-
-    for name, default in defaults.items():
-        several = isinstance(default, tuple) and isinstance(saved[name], list)
-        values = saved[name] if several else [saved[name]]
-        expected_type = type(default[0]) if isinstance(default, tuple) else type(default)
-        of_type = all(type(value) is expected_type for value in values)
-        check(of_type, f"{path.name}: {name} is {saved[name]!r}: a value like {default!r} is needed")
-    config_from_dict(config_class, saved)
+    config_from_dict(config_class, saved)  # raises for other fields and types
 
 
 # %% ../nbs/12_pipeline.ipynb #112bd125
