@@ -178,7 +178,8 @@ def run_card(
     if not report:
         limits += " Nobody has measured the quality of its samples yet: `cfvae report` does."
     figures = _run_figures(recipe, read_log(folder / "vae" / "log.jsonl"), report)
-    images = _read_json(folder / "data.json").get("images", "an unknown number of")
+    noted = load_data_note(folder) or {}
+    images = noted.get("images", "an unknown number of")
     return model_card(pipe, _run_data(recipe, images), _run_recipe(recipe), figures, limits, repo_id)
 
 

@@ -13,7 +13,7 @@ from ..files.open import open_dataset
 from ..guidance import Guidance
 from ..pipeline import LatentVAEPipeline
 from ..recipes import Recipe
-from .folder import load_model, load_recipe
+from .folder import load_data_note, load_model, load_recipe
 from .logs import read_log
 from .train import prepare
 
@@ -66,11 +66,8 @@ def open_run(
 
 def _same_images(folder: Path, images: ImageDataset) -> bool:
     "Whether these images were trained on; where a run did not note its images, nothing speaks against them."
-    path = folder / "data.json"
-    if not path.is_file():
-        return True
-    noted = json.loads(path.read_text(encoding="utf-8"))
-    return noted["fingerprint"] == images.fingerprint
+    noted = load_data_note(folder)
+    return noted is None or noted["fingerprint"] == images.fingerprint
 
 
 def strengths(
