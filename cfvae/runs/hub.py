@@ -164,7 +164,11 @@ def run_card(
     """The model card of a run, filled in from its recipe, its log and, where it has one, its report.json.
 
     Raises `CfvaeError` where there is no model yet."""
-    from .folder import load_model, load_recipe  # not above: a run folder may name a model on the hub
+    from .folder import (
+        load_data_note,
+        load_model,
+        load_recipe,
+    )  # not above: a run folder may name a model on the hub
 
     folder = Path(folder)
     recipe = _public(load_recipe(folder))

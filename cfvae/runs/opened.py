@@ -1,7 +1,6 @@
 """A run opened for looking at: its model, the images it has not seen, and what is drawn from it."""
 
 import dataclasses
-import json
 import typing
 from pathlib import Path
 

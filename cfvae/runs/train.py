@@ -75,12 +75,13 @@ def _watchers(
     columns: int,  # images per row
     extra: typing.Sequence[Callback],  # further callbacks
 ) -> list[Callback]:
-    "Who watches a stage. The checkpointer comes first, so that the others see the step it resumes from."
+    """Who watches a stage. Log and pictures come before the checkpointer, so that they have all that a
+    checkpoint counts as done; the others after it, so that they see the step it resumes from."""
     return [
-        Checkpointer(folder / "checkpoints", config.checkpoint_every, resume),
         JsonLog(folder / "log.jsonl"),
-        TensorBoardLog(folder / "tensorboard"),
         PictureLog(folder / "pictures", draw, columns),
+        Checkpointer(folder / "checkpoints", config.checkpoint_every, resume),
+        TensorBoardLog(folder / "tensorboard"),
         ProgressBar(folder.name),
         *extra,
     ]
