@@ -152,7 +152,8 @@ def test_a_notebook_shows_all_its_figures(pages, notebook):
     expected = 0
     for cell in lessons.read(notebook.path)["cells"]:
         outputs = cell.get("outputs", [])
-        expected += sum("image/png" in output.get("data", {}) for output in outputs)
+        kinds = [kind for output in outputs for kind in output.get("data", {})]
+        expected += sum(kind.startswith("image/") for kind in kinds)
         if cell["cell_type"] == "markdown":
             expected += len(re.findall(r"!\[[^\]]+\]\(", cell["source"]))
     page = pages[f"{notebook.page}.html"]
