@@ -1,6 +1,5 @@
 """Residual blocks, attention, resampling, starting weights and the spectral term."""
 
-import copy
 import math
 
 import pytest
