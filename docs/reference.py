@@ -7,7 +7,7 @@ from docstrings import escape
 from lessons import Notebook, lessons
 from names import TOOLS, about, modules, source_file, tool_modules
 
-LONGEST_VALUE = 90  # characters of a constant's value that a page shows
+LONGEST_VALUE = 40  # characters of a constant's value that a page shows, on one line of a phone
 INTRODUCTION = """\
 Every public name of the package. What the lessons build comes first, module by module, in their order:
 each module imports only from those above it. The tools follow.
