@@ -231,6 +231,7 @@ def _has_type(value: typing.Any, kind: typing.Any) -> bool:
     return isinstance(value, kind)
 
 
+# %% ../nbs/00_core.ipynb #87c5189f
 def _in_words(kind: typing.Any) -> str:
     "A field's type as an error names it."
     options = typing.get_args(kind)
@@ -296,6 +297,7 @@ def _field_value(owner: str, field: dataclasses.Field, kind: typing.Any, value: 
     return value
 
 
+# %% ../nbs/00_core.ipynb #60a5bbfc
 def config_from_dict(
     cls: type[_Config],  # a dataclass
     fields: dict[str, typing.Any],  # field names and values, as read from JSON; lists become tuples
@@ -323,6 +325,7 @@ def config_from_dict(
     return cls(**values)
 
 
+# %% ../nbs/00_core.ipynb #7fa80045
 def config_to_dict(
     config: "DataclassInstance",  # a config
 ) -> dict[str, typing.Any]:

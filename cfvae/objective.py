@@ -140,18 +140,27 @@ def _bound_metrics(distortion: torch.Tensor, rates: torch.Tensor) -> dict[str, t
     }
 
 
+# %% ../nbs/09_information.ipynb #4dd7905d
+def _schedule_on(
+    objective: ObjectiveConfig,
+) -> Callable[[torch.device, tuple[int, ...]], torch.Tensor | None]:
+    "The schedule of a model, (device, layers) -> shares: a constant, sent to a GPU once, not at every step."
+
+    @functools.cache
+    def schedule_on(device: torch.device, layers: tuple[int, ...]) -> torch.Tensor | None:
+        schedule = objective.shares(layers)
+        return None if schedule is None else schedule.to(device)
+
+    return schedule_on
+
+
 # %% ../nbs/09_information.ipynb #dcd1f445
 def vae_loss(
     objective: ObjectiveConfig,  # what to train for
 ) -> Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]:
-    """The training loss of a hierarchical VAE (09.5).
+    "The training loss of a hierarchical VAE (09.5), as `fit` wants it."
 
-    As `fit` wants it: (model, batch, generator, step) -> (loss, metrics)."""
-
-    @functools.cache  # a constant: sent to a GPU once, not at every step
-    def schedule_on(device: torch.device, layers: tuple[int, ...]) -> torch.Tensor | None:
-        schedule = objective.shares(layers)
-        return None if schedule is None else schedule.to(device)
+    schedule_on = _schedule_on(objective)
 
     def loss_fn(
         model: HierarchicalVAE, batch: tuple[torch.Tensor, ...], generator: torch.Generator, step: int

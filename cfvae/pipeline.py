@@ -162,6 +162,7 @@ def _check_config(kind: type[torch.nn.Module], path: Path) -> None:
 _Model = typing.TypeVar("_Model", bound=torch.nn.Module)
 
 
+# %% ../nbs/12_pipeline.ipynb #17f686d7
 def load_local(
     kind: type[_Model],  # a class with `from_pretrained`
     folder: str | Path,  # a folder that `save_pretrained` wrote
@@ -259,6 +260,7 @@ def _read_about(path: Path) -> dict[str, typing.Any]:
     return about
 
 
+# %% ../nbs/12_pipeline.ipynb #70153796
 def _read_parts(folder: Path) -> dict[str, typing.Any]:
     "What `TwoStages` is made from. Raises `CfvaeError` for a folder with no pipeline, or a damaged one."
     about_path = folder / "pipeline.json"
@@ -308,6 +310,7 @@ def _whole_number(value: object, name: str) -> int:
         raise CfvaeError(f"{name} is {value!r}: a whole number is needed") from None
 
 
+# %% ../nbs/12_pipeline.ipynb #721b5f07
 def _class_indices(labels: typing.Any) -> torch.Tensor:
     "Labels as whole numbers, (n,). Raises `CfvaeError` for names, for other numbers, and for a single one."
     needed = (
@@ -325,6 +328,7 @@ def _class_indices(labels: typing.Any) -> torch.Tensor:
     return indices.to(torch.int64)
 
 
+# %% ../nbs/12_pipeline.ipynb #5b530009
 def _check_source(
     eps: typing.Any, generator: object, latent_shapes: list[tuple[int, int, int]], n: int
 ) -> None:

@@ -33,6 +33,7 @@ from .training import TrainingConfig
 MOST_LAYERS = 1000  # of a kind, in one model; the deepest published one has 55
 
 
+# %% ../nbs/14_recipes.ipynb #ee2b91dd
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     "Both stages of a run: models, training and data."
