@@ -165,9 +165,8 @@ def vae_loss(
     def loss_fn(
         model: HierarchicalVAE, batch: tuple[torch.Tensor, ...], generator: torch.Generator, step: int
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        x, labels = batch
-        if objective.flip:
-            x = horizontal_flip(x, generator)
+        images, labels = batch
+        x = horizontal_flip(images, generator) if objective.flip else images
         shown = labels if model.config.num_classes else None
         out = model(x, shown, label_drop=objective.label_drop, generator=generator)
         distortion = blurred_distortion(x, out.distribution, objective.sigma_q)
