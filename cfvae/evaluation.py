@@ -5,11 +5,15 @@
 # %% auto #0
 __all__ = [
     "SHAPES_TRAINING",
+    "PHOTO_TRAINING",
     "ClassifierConfig",
     "Classifier",
     "train_classifier",
     "train_shapes_classifier",
     "shapes_classifier",
+    "PhotoClassifierConfig",
+    "PhotoClassifier",
+    "train_photo_classifier",
     "predict",
     "class_accuracy",
     "measure_shapes",
@@ -26,10 +30,11 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
+from .autoencoder import NormalisedBlock
 from .core import check, from_uint8, seed_everything, shipped_weights
-from .data import BACKGROUNDS, COLOURS, FACTORS, ImageDataset, Shapes
+from .data import BACKGROUNDS, COLOURS, FACTORS, ImageDataset, Shapes, horizontal_flip
 from .pipeline import load_local
-from .training import Callback, TrainingConfig, fit
+from .training import Callback, Step, TrainingConfig, called_step, fit
 
 
 # %% ../nbs/13_evaluation.ipynb #fdbe8550
@@ -124,6 +129,132 @@ def shapes_classifier() -> Classifier:
     folder = shipped_weights("shapes-classifier")
     assert folder is not None  # it comes with the package
     return load_local(Classifier, folder)
+
+
+# %% ../nbs/13_evaluation.ipynb #16af8f26
+@dataclasses.dataclass(frozen=True)
+class PhotoClassifierConfig:
+    "Sizes of a classifier of photographs; widths run from the highest resolution to the lowest."
+
+    size: int = 32  # height and width of the images
+    widths: tuple[int, ...] = (
+        64,
+        96,
+        128,
+    )  # channels per level; each level but the first halves the resolution
+    blocks: int = 2  # residual blocks per level
+    groups: int = 8  # groups of the normalisation; divides every width
+    num_classes: int = 10  # how many answers
+
+    def __post_init__(self) -> None:
+        widths = tuple(self.widths)
+        object.__setattr__(self, "widths", widths)
+        check(len(widths) >= 1, "widths is empty: at least one width is needed")
+        factor = 2 ** (len(widths) - 1)
+        check(self.size % factor == 0, f"size is {self.size}, but must be a multiple of {factor}")
+        divides = self.groups >= 1 and all(width % self.groups == 0 for width in widths)
+        check(divides, f"groups is {self.groups}, but must divide every width of {widths}")
+        check(self.blocks >= 1, f"blocks is {self.blocks}: at least 1 is needed")
+        check(self.num_classes >= 2, f"num_classes is {self.num_classes}: at least 2 are needed")
+
+
+# %% ../nbs/13_evaluation.ipynb #92e51f23
+class PhotoClassifier(nn.Module, PyTorchModelHubMixin):
+    "Images (b, 3, size, size) in [-1, 1] to one logit per class, (b, num_classes)."
+
+    def __init__(
+        self,
+        config: PhotoClassifierConfig,  # sizes
+    ) -> None:
+        super().__init__()
+        self.config = config
+        widths = config.widths
+
+        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, padding=1)]
+        for i, width in enumerate(widths):
+            if i > 0:
+                layers.append(nn.Conv2d(widths[i - 1], width, 3, stride=2, padding=1))
+            for _ in range(config.blocks):
+                layers.append(NormalisedBlock(width, config.groups))
+        layers.append(nn.GroupNorm(config.groups, widths[-1]))
+        layers.append(nn.SiLU())
+        layers.append(nn.AdaptiveAvgPool2d(1))
+        self.features = nn.Sequential(*layers, nn.Flatten())
+        self.answer = nn.Linear(widths[-1], config.num_classes)
+
+    def forward(
+        self,
+        x: torch.Tensor,  # (b, 3, size, size)
+    ) -> torch.Tensor:
+        return self.answer(self.features(x))
+
+
+# %% ../nbs/13_evaluation.ipynb #d27ac169
+def _shift(
+    x: torch.Tensor,  # (b, c, s, s)
+    generator: torch.Generator,  # says how far
+    reach: int = 4,  # at most so many pixels, up or down and left or right
+) -> torch.Tensor:
+    "Move every image by its own distance; what comes in at the edge mirrors what is there."
+    n, channels, side = x.shape[:3]
+    wide = F.pad(x, (reach, reach, reach, reach), mode="reflect")
+    offsets = torch.randint(0, 2 * reach + 1, (2, n, 1), generator=generator, device=generator.device)
+    rows, columns = offsets.to(x.device) + torch.arange(side, device=x.device)  # (n, s) each
+    rows = rows[:, None, :, None].expand(-1, channels, -1, wide.shape[3])
+    columns = columns[:, None, None, :].expand(-1, channels, side, -1)
+    return wide.gather(2, rows).gather(3, columns)
+
+
+def _hide_square(
+    x: torch.Tensor,  # (b, c, s, s)
+    generator: torch.Generator,  # says where
+    side: int = 8,  # of the square
+) -> torch.Tensor:
+    "Paint a square of every image grey (DeVries and Taylor, arXiv 1708.04552)."
+    n, size = len(x), x.shape[-1]
+    corner = torch.randint(0, size - side + 1, (2, n, 1), generator=generator, device=generator.device)
+    distance = torch.arange(size, device=x.device) - corner.to(x.device)  # (2, n, s)
+    inside = (distance >= 0) & (distance < side)
+    hidden = inside[0, :, :, None] & inside[1, :, None, :]
+    return x.masked_fill(hidden[:, None], 0.0)
+
+
+def _photo_loss(
+    model: nn.Module, batch: tuple[torch.Tensor, ...], generator: torch.Generator, step: int
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    "Cross-entropy on mirrored, shifted, partly hidden images; the target leaves .1 to all classes together."
+    images, labels = batch
+    images = horizontal_flip(images, generator)
+    images = _shift(images, generator)
+    images = _hide_square(images, generator)
+    logits = model(images).float()
+    right = logits.argmax(1) == labels
+    loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
+    return loss, {"accuracy": right.float().mean()}
+
+
+# %% ../nbs/13_evaluation.ipynb #1b10b8ba
+PHOTO_TRAINING = TrainingConfig(
+    steps=4000,
+    batch_size=512,
+    learning_rate=2e-3,
+    final_learning_rate=2e-5,
+    warmup=200,
+    ema_decay=0.998,
+)
+
+
+def train_photo_classifier(
+    dataset: ImageDataset,  # labelled photographs
+    training: TrainingConfig = PHOTO_TRAINING,  # how
+    callbacks: Sequence[Callback] = (),  # who watches
+    take_step: Step = called_step,  # how a step is taken; on a GPU a recorded one is faster
+) -> PhotoClassifier:
+    "A classifier of the labels of `dataset`; returns the averaged model."
+    seed_everything(training.seed)
+    config = PhotoClassifierConfig(size=dataset.size, num_classes=dataset.num_classes)
+    state = fit(PhotoClassifier(config), dataset, _photo_loss, training, callbacks, take_step)
+    return cast(PhotoClassifier, state.ema.module.eval())
 
 
 # %% ../nbs/13_evaluation.ipynb #142d2b45
