@@ -25,11 +25,12 @@ import hashlib
 import itertools
 import math
 import typing
+import warnings
 
 import numpy as np
 import torch
 
-from .core import check, from_uint8, make_generator
+from .core import CfvaeError, check, from_uint8, make_generator
 
 
 # %% ../nbs/01_data.ipynb #ceec5400
@@ -43,6 +44,7 @@ class MappedRows:
     ) -> None:
         self.array = array
         self.rows = rows
+        self.dtype: np.dtype = array.dtype
         self.shape: tuple[int, ...] = (len(rows), *array.shape[1:])
 
     def __len__(self) -> int:
@@ -63,6 +65,56 @@ def send(
     return tensor.to(device, non_blocking=True)
 
 
+# %% ../nbs/01_data.ipynb #706fcf1b
+_Images = torch.Tensor | np.ndarray | MappedRows
+_PIXEL_ADVICE = "use uint8 from 0 to 255; cfvae.core.to_uint8 makes it of floats from -1 to 1"
+
+
+def _check_images(name: str, images: _Images) -> None:
+    "Raises `CfvaeError` for pixels of another type, order or shape than uint8 (n, 3, size, size)."
+    kind = type(images).__name__
+    is_array = isinstance(images, _Images)
+    check(is_array, f"{name}: the images are of the type {kind}, not one tensor or array of bytes")
+    pixel_type = str(images.dtype).removeprefix("torch.")
+    check(pixel_type == "uint8", f"{name}: the pixels are of the type {pixel_type}: {_PIXEL_ADVICE}")
+
+    shape = tuple(images.shape)
+    about = f"{name}: the images have the shape {shape}"
+    colours_last = len(shape) == 4 and shape[3] in (1, 3, 4) and shape[1] != 3
+    move = "transpose" if isinstance(images, np.ndarray) else "permute"
+    check(not colours_last, f"{about}, colours last: put them first, by images.{move}(0, 3, 1, 2)")
+    planes = len(shape) == 4 and shape[1] == 3
+    check(planes, f"{about}, not (n, 3, size, size): give three planes an image, a grey one three times")
+    check(shape[2] == shape[3], f"{about}, which are no squares: crop or scale them to one size")
+
+
+def _warn_of_darkness(name: str, images: _Images) -> None:
+    "Floats from 0 to 1 that were made integers are all 0 or 1."
+    some = np.asarray(images[:256])
+    if some.size and some.max() == 1:
+        remark = "no pixel is brighter than 1 of 255: multiply values from 0 to 1 by 255 first"
+        warnings.warn(f"{name}: {remark}", stacklevel=3)
+
+
+def _class_indices(name: str, labels: typing.Any, num_classes: int) -> torch.Tensor:
+    "Labels as int64 (n,). Raises `CfvaeError` for anything but class indices, or -1 for none."
+    try:
+        given = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise CfvaeError(f"{name}: the labels are no numbers: use the indices of the classes") from None
+    way_out = "give one index an image, which argmax(1) makes of one-hot labels"
+    check(given.ndim == 1, f"{name}: the labels have the shape {tuple(given.shape)}: {way_out}")
+    whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+    kind = str(given.dtype).removeprefix("torch.")
+    check(whole or len(given) == 0, f"{name}: the labels are of the type {kind}: whole numbers are needed")
+
+    indices = given.to(torch.int64)
+    last = num_classes - 1
+    wrong = indices[(indices < -1) | (indices > last)][:3].tolist()
+    check(not wrong, f"{name}: labels such as {wrong} are out of range: use 0 to {last}, or -1 for none")
+    return indices
+
+
 # %% ../nbs/01_data.ipynb #a24d96b3
 class ImageDataset(torch.utils.data.Dataset):
     "Labelled images of one size, kept as bytes; items are (float32 (3, size, size) in [-1, 1], class index)."
@@ -75,18 +127,19 @@ class ImageDataset(torch.utils.data.Dataset):
         name: str = "images",  # for messages and logs
         fingerprint: str | None = None,  # identifies the content; computed from it where not given
     ) -> None:
+        listed = isinstance(classes, typing.Sequence) and not isinstance(classes, str)
+        named = listed and all(isinstance(one, str) for one in classes)
+        check(named, f"{name}: classes has to be a list of names")
+        _check_images(name, images)
         self.images = images
-        self.labels = torch.as_tensor(labels, dtype=torch.int64)
         self.classes = tuple(classes)
+        self.labels = _class_indices(name, labels, self.num_classes)
         self.name = name
         self.skipped: list[tuple[str, str]] = []  # files that could not be read, each with the reason
         n = len(images)
         check(n == len(self), f"{name}: {n} images but {len(self)} labels")
-
-        last = self.num_classes - 1
-        out_of_range = (self.labels < -1) | (self.labels > last)
-        wrong = self.labels[out_of_range][:3].tolist()
-        check(not wrong, f"{name}: labels such as {wrong} are out of range: use 0 to {last}, or -1 for none")
+        if fingerprint is None:
+            _warn_of_darkness(name, images)
         self.fingerprint = fingerprint or self._digest()
 
     def _digest(self) -> str:

@@ -3,6 +3,7 @@
 import itertools
 import math
 import tempfile
+import warnings
 
 import numpy as np
 import pytest
@@ -77,6 +78,73 @@ def test_labels_have_to_fit(few):
             CfvaeError, match=rf"few: labels such as \[{wrong}\] are out of range: use 0 to 2"
         ):
             ImageDataset(few.images, [0, 1, 2, wrong, 0, 0], few.classes, "few")
+
+
+PICTURES = torch.arange(4 * 3 * 8 * 8).remainder(256).to(torch.uint8).view(4, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "images, complaint",
+    [
+        (PICTURES.float() / 255, "pixels are of the type float32: use uint8 from 0 to 255"),
+        (PICTURES.numpy().astype(np.uint16), "of the type uint16"),
+        (PICTURES.long(), "of the type int64"),
+        (PICTURES > 100, "of the type bool"),
+        (PICTURES.permute(0, 2, 3, 1), r"colours last: put them first, by images.permute\(0, 3, 1, 2\)"),
+        (PICTURES.permute(0, 2, 3, 1).numpy(), r"images.transpose\(0, 3, 1, 2\)"),
+        (PICTURES[:, :1], r"shape \(4, 1, 8, 8\), not \(n, 3, size, size\): .*a grey one three times"),
+        (PICTURES[:, 0], r"shape \(4, 8, 8\), not"),
+        (PICTURES[0], "not"),
+        (PICTURES[..., :6], "are no squares: crop or scale"),
+        (list(PICTURES), "of the type list, not one tensor or array"),
+        (torch.utils.data.TensorDataset(PICTURES), "of the type TensorDataset"),
+        ("photos", "of the type str"),
+        (None, "of the type NoneType"),
+    ],
+)
+def test_images_that_are_no_bytes_in_planes_are_refused(images, complaint):
+    with pytest.raises(CfvaeError, match=f"^few: .*{complaint}"):
+        ImageDataset(images, [0, 1, 0, 1], ("a", "b"), "few")
+
+
+@pytest.mark.parametrize(
+    "labels, complaint",
+    [
+        (torch.eye(4)[:, :2], r"shape \(4, 2\): give one index an image, which argmax\(1\)"),
+        (np.eye(4), r"shape \(4, 4\)"),
+        (3, r"shape \(\)"),
+        (["a", "b", "a", "b"], "no numbers: use the indices of the classes"),
+        (None, "no numbers"),
+        ([0, None, 1, 0], "no numbers"),
+        ([2**80, 0, 0, 0], "no numbers"),
+        ([0.5, 1.7, 0.0, 1.0], "of the type float32: whole numbers"),
+        ([True, False, True, True], "of the type bool"),
+    ],
+)
+def test_labels_that_are_no_indices_are_refused(labels, complaint):
+    with pytest.raises(CfvaeError, match=f"^few: .*{complaint}"):
+        ImageDataset(PICTURES, labels, ("a", "b"), "few")
+
+
+@pytest.mark.parametrize("classes", ["ab", 2, None, [0, 1]])
+def test_classes_are_a_list_of_names(classes):
+    with pytest.raises(CfvaeError, match="few: classes has to be a list of names"):
+        ImageDataset(PICTURES, [0, 1, 0, 1], classes, "few")
+
+
+def test_labels_of_every_whole_type_are_taken():
+    for labels in (np.array([0, 1, 0, -1], np.int8), [np.int64(0), 1, torch.tensor(0), -1], (0, 1, 0, -1)):
+        assert ImageDataset(PICTURES, labels, ("a", "b")).labels.tolist() == [0, 1, 0, -1]
+
+
+def test_pictures_of_zeros_and_ones_are_remarked_on():
+    cut = (PICTURES.float() / 255).to(torch.uint8)
+    with pytest.warns(UserWarning, match="few: no pixel is brighter than 1 of 255: multiply"):
+        ImageDataset(cut, [0, 1, 0, 1], ("a", "b"), "few")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ImageDataset(PICTURES, [0, 1, 0, 1], ("a", "b"), "few")
+        ImageDataset(cut, [0, 1, 0, 1], ("a", "b"), "few", fingerprint="known")
 
 
 def test_hold_out_divides_without_loss_or_overlap():
