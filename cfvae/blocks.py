@@ -226,10 +226,11 @@ class SpectralTerm(nn.Module):
         weight: torch.Tensor,  # (out, in, k, k)
     ) -> torch.Tensor:
         "A scalar: factor times the estimate of the largest singular value."
-        matrix = weight.float().flatten(1).T  # (in * k * k, out)
-        with torch.no_grad():
-            left = F.normalize(matrix @ self.vector, dim=0, eps=1e-20)
-            right = F.normalize(matrix.T @ left, dim=0, eps=1e-20)
-            if self.training:
-                self.vector.copy_(right)
-        return self.factor * (left @ matrix @ right)
+        with torch.autocast(weight.device.type, enabled=False):  # two or three digits would be too few
+            matrix = weight.float().flatten(1).T  # (in * k * k, out)
+            with torch.no_grad():
+                left = F.normalize(matrix @ self.vector, dim=0, eps=1e-20)
+                right = F.normalize(matrix.T @ left, dim=0, eps=1e-20)
+                if self.training:
+                    self.vector.copy_(right)
+            return self.factor * (left @ matrix @ right)

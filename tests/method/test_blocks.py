@@ -1,5 +1,6 @@
 """Residual blocks, attention, resampling, starting weights and the spectral term."""
 
+import copy
 import math
 
 import pytest
@@ -315,6 +316,22 @@ def test_spectral_term_of_a_zero_weight_is_zero():
     assert value == 0
     value.backward()
     assert layer.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_spectral_term_keeps_to_float32_in_half_precision(device):
+    layer = nn.Conv2d(24, 32, 3).to(device)
+    exact = SpectralTerm(layer).to(device)
+    half = copy.deepcopy(exact)
+    for _ in range(3):
+        ours = exact(layer.weight)
+        with torch.autocast(device, torch.bfloat16):
+            theirs = half(layer.weight)
+            assert (layer.weight.flatten(1) @ layer.weight.flatten(1).T).dtype == torch.bfloat16  # it is on
+    assert theirs.dtype == torch.float32 and torch.equal(ours, theirs)
+    assert torch.equal(exact.vector, half.vector)
+    gradients = [torch.autograd.grad(value, layer.weight)[0] for value in (ours, theirs)]
+    assert torch.equal(*gradients)
 
 
 @pytest.mark.parametrize("heads, mode", [(1, "softmax"), (2, "softmax"), (2, "published")])

@@ -248,6 +248,16 @@ def test_spectral_term_counts_and_has_a_gradient():
     assert metrics["spectral"] > 0 and gradient.abs().max() > 1e-3
 
 
+def test_in_half_precision_the_spectral_term_is_that_of_float32():
+    model, batch = tiny().eval(), batch_of()
+    loss_fn = vae_loss(ObjectiveConfig(**{**PLAIN, "spectral_weight": 0.5}))
+    _, exact = loss_fn(model, batch, make_generator(0), 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, half = loss_fn(model, batch, make_generator(0), 0)
+    assert torch.equal(half["spectral"], exact["spectral"]) and loss.dtype == torch.float32
+    assert not torch.equal(half["distortion"], exact["distortion"])  # autocast is really on
+
+
 def test_flip_mirrors_some_of_the_data():
     model, batch = tiny(), batch_of(32)
     seen = []
