@@ -10,19 +10,26 @@ __all__ = [
     "Classifier",
     "train_classifier",
     "train_shapes_classifier",
-    "shapes_classifier",
     "PhotoClassifierConfig",
     "PhotoClassifier",
     "train_photo_classifier",
+    "load_classifier",
+    "shipped_classifier",
+    "shapes_classifier",
     "predict",
     "class_accuracy",
     "measure_shapes",
+    "resize",
+    "features",
+    "inside_balls",
+    "check_features",
     "precision_recall",
 ]
 
 # %% ../nbs/13_evaluation.ipynb #ee21a0a5
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -31,7 +38,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from .autoencoder import NormalisedBlock
-from .core import check, from_uint8, seed_everything, shipped_weights
+from .core import CfvaeError, check, device_of, from_uint8, seed_everything, shipped_weights
 from .data import BACKGROUNDS, COLOURS, FACTORS, ImageDataset, Shapes, horizontal_flip
 from .pipeline import load_local
 from .training import Callback, Step, TrainingConfig, called_step, fit
@@ -122,13 +129,6 @@ def train_shapes_classifier(
 ) -> Classifier:
     "The judge of the shapes models as it is shipped; `cfvae train-features --out DIR` makes it again."
     return train_classifier(Shapes(20000, seed=100), ClassifierConfig(), SHAPES_TRAINING, callbacks)
-
-
-def shapes_classifier() -> Classifier:
-    "The shipped classifier of `Shapes` at 32 pixels; the lesson and a test measure it on held-out images."
-    folder = shipped_weights("shapes-classifier")
-    assert folder is not None  # it comes with the package
-    return load_local(Classifier, folder)
 
 
 # %% ../nbs/13_evaluation.ipynb #16af8f26
@@ -257,6 +257,33 @@ def train_photo_classifier(
     return cast(PhotoClassifier, state.ema.module.eval())
 
 
+# %% ../nbs/13_evaluation.ipynb #4dcabe52
+def load_classifier(
+    folder: str | Path,  # a folder that `save_pretrained` of either kind wrote
+) -> Classifier | PhotoClassifier:
+    "A classifier of whichever kind the folder holds, in evaluation mode. Raises `CfvaeError` for none."
+    config = Path(folder) / "config.json"
+    of_photographs = config.is_file() and '"blocks"' in config.read_text(encoding="utf-8")
+    if of_photographs:
+        return load_local(PhotoClassifier, folder)
+    return load_local(Classifier, folder)
+
+
+def shipped_classifier(
+    name: str,  # "shapes-classifier", "cifar10-classifier" or "tiny-imagenet-classifier"
+) -> Classifier | PhotoClassifier:
+    "A judge that comes with the package. Raises `CfvaeError` for a name that none of them has."
+    folder = shipped_weights(name)
+    if folder is None or not name.endswith("-classifier"):
+        raise CfvaeError(f"no classifier '{name}' comes with this version of the package")
+    return load_classifier(folder)
+
+
+def shapes_classifier() -> Classifier:
+    "The shipped classifier of `Shapes` at 32 pixels; the lesson and a test measure it on held-out images."
+    return cast(Classifier, shipped_classifier("shapes-classifier"))
+
+
 # %% ../nbs/13_evaluation.ipynb #142d2b45
 @torch.no_grad()
 def predict(
@@ -344,18 +371,62 @@ def measure_shapes(
     return {"background": background, "colour": colour, "area": area, "y": y, "x": x}
 
 
+# %% ../nbs/13_evaluation.ipynb #d8cbaaa5
+def resize(
+    images: torch.Tensor,  # (n, 3, h, h)
+    size: int,  # height and width that are needed
+) -> torch.Tensor:
+    "Images at another size, (n, 3, size, size); a pixel of a smaller image is a mean, not a pick."
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
+@torch.no_grad()
+def features(
+    classifier: Classifier | PhotoClassifier,  # whose eyes
+    images: torch.Tensor,  # (n, 3, h, h) in [-1, 1]
+    batch_size: int = 250,  # images at a time
+) -> torch.Tensor:
+    "What a classifier sees before its answer, averaged over all places: (n, d), on the CPU."
+    device = device_of(classifier)
+    without_flattening = classifier.features[:-1]
+    vectors = []
+    for part in images.split(batch_size):
+        fitting = resize(part.to(device).clamp(-1, 1), classifier.config.size)
+        maps = without_flattening(fitting)  # (b, d, r, r)
+        vectors.append(maps.mean((2, 3)).cpu())
+    return torch.cat(vectors)
+
+
 # %% ../nbs/13_evaluation.ipynb #a13f0c03
-def _share_on_map(
+def inside_balls(
     points: torch.Tensor,  # (n, d)
-    others: torch.Tensor,  # (m, d): the map is one ball around each of them
+    centres: torch.Tensor,  # (m, d): one ball around each, up to its k-th nearest neighbour among them
     neighbours: int,  # k
-) -> float:
-    "The share of points that lie in some ball that reaches from a point of `others` to its k-th nearest."
-    between_others = torch.cdist(others, others)
-    radius = between_others.kthvalue(neighbours + 1, dim=1).values  # the nearest is the point itself
-    inside = torch.cdist(points, others) <= radius
-    on_map = inside.any(dim=1)
-    return on_map.float().mean().item()
+) -> torch.Tensor:
+    "Which points lie in which balls, (n, m), true or false."
+    middle = centres.double().mean(0)  # far from zero, float32 loses the distances between neighbours
+    points = (points - middle).to(points.dtype)
+    centres = (centres - middle).to(points.dtype)
+
+    between_centres = torch.cdist(centres, centres)
+    radius = between_centres.kthvalue(neighbours + 1, dim=1).values  # the nearest is the centre itself
+    return torch.cdist(points, centres) <= radius
+
+
+def check_features(
+    real: torch.Tensor,  # (n, d) features of real images
+    drawn: torch.Tensor,  # (m, d) features of samples
+    more_than: int,  # a measure's least number of images, less one
+) -> None:
+    "Raises `CfvaeError` for features that are too few, or not of the same network."
+    needed = f"features of more than {more_than} images are needed, (n, d)"
+    for name, points in (("real", real), ("drawn", drawn)):
+        enough = points.ndim == 2 and len(points) > more_than
+        check(enough, f"{name}: {needed}, not {tuple(points.shape)}")
+    sizes = f"{real.shape[1]} and {drawn.shape[1]} numbers"
+    check(real.shape[1] == drawn.shape[1], f"features have {sizes}: use the same network for both")
 
 
 # %% ../nbs/13_evaluation.ipynb #dbc24beb
@@ -368,17 +439,7 @@ def precision_recall(
 
     Precision is the share of samples on the map of real images; recall, that of real images on the map of
     samples. Raises `CfvaeError` for features that are too few, or not of the same network."""
-    needed = f"features of more than {neighbours} images are needed, (n, d)"
-    for name, points in (("real", real), ("drawn", drawn)):
-        enough = points.ndim == 2 and len(points) > neighbours
-        check(enough, f"{name}: {needed}, not {tuple(points.shape)}")
-
-    sizes = f"{real.shape[1]} and {drawn.shape[1]} numbers"
-    check(real.shape[1] == drawn.shape[1], f"features have {sizes}: use the same network for both")
-
-    centre = real.double().mean(0)  # far from zero, float32 loses the distances between neighbours
-    real = (real - centre).to(real.dtype)
-    drawn = (drawn - centre).to(real.dtype)
-    precision = _share_on_map(drawn, real, neighbours)
-    recall = _share_on_map(real, drawn, neighbours)
-    return precision, recall
+    check_features(real, drawn, neighbours)
+    precision = inside_balls(drawn, real, neighbours).any(1).float().mean()
+    recall = inside_balls(real, drawn, neighbours).any(1).float().mean()
+    return precision.item(), recall.item()
