@@ -98,9 +98,9 @@ class DiagGaussian:
 # %% ../nbs/04_gaussian.ipynb #d800d704
 def kl_divergence(
     q: DiagGaussian,  # the distribution that the samples come from
-    p: DiagGaussian,  # the one they are coded with
+    p: DiagGaussian,  # the one they are described with
 ) -> torch.Tensor:
-    "KL(q || p), (b,): the extra nats it costs to describe samples of q with a code made for p (04.4)."
+    "KL(q || p), (b,): the extra nats it costs to describe draws from q as if they came from p (04.4)."
     ratio = q.variance / p.variance
     distance = (q.mean - p.mean) ** 2 / p.variance
     nats = 0.5 * (ratio - 1 - ratio.log() + distance)
