@@ -33,20 +33,27 @@ PIXEL_TRAINING = TrainingConfig(
 PIXEL_SCHEDULES = {"pixels-plain": "none", "pixels-reweighted": "shifted-exponential"}
 
 
-def train_pixel_model(
+def pixel_objective(
     name: str,  # "pixels-plain" or "pixels-reweighted"
-) -> HierarchicalVAE:
-    """A pixel model of lessons 08 and 09 as it is shipped.
-
-    Both begin with the same weights and see the same images and noise: the schedule (09.3) differs."""
+) -> ObjectiveConfig:
+    "What a pixel model is trained for."
     check(name in PIXEL_SCHEDULES, f"there is no pixel model '{name}': choose {' or '.join(PIXEL_SCHEDULES)}")
-    objective = ObjectiveConfig(
+    return ObjectiveConfig(
         sigma_q=0.05,
         schedule=PIXEL_SCHEDULES[name],
         steepness=10,
         spectral_weight=0.05,
         label_drop=0,
     )
+
+
+def train_pixel_model(
+    name: str,  # "pixels-plain" or "pixels-reweighted"
+) -> HierarchicalVAE:
+    """A pixel model of lessons 08 and 09 as it is shipped.
+
+    Both begin with the same weights and see the same images and noise: the schedule (09.3) differs."""
+    objective = pixel_objective(name)
     seed_everything(PIXEL_TRAINING.seed)
     model = HierarchicalVAE(PIXEL_MODEL)
     images = Shapes(40000, size=16)

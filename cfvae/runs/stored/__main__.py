@@ -1,0 +1,122 @@
+"""Run the stored experiments: `python -m cfvae.runs.stored OUT --device cuda --workers 8`.
+
+The records know nothing of each other, so they are made side by side; each experiment becomes a JSON file."""
+
+import argparse
+import concurrent.futures
+import functools
+import itertools
+import json
+import multiprocessing
+import traceback
+import typing
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ...data import Shapes
+from ...evaluation import shapes_classifier
+from ..pixel_models import PIXEL_SCHEDULES
+from .common import Record
+from .information import SCHEDULES, pull, reweighting, schedules
+from .pixels_and_codes import budget, steadiness
+from .steering import guided, settings
+
+SEEDS = (0, 1, 2)
+Task = tuple[str, Callable[..., Record], Record]  # experiment, what makes a record, with what
+
+
+def _tasks() -> list[Task]:
+    "Every record that is to be made; the longest first."
+    tasks: list[Task] = []
+    arms: list[Record] = [
+        {"side": "pixels", "with_autoencoder": True},
+        {"side": "pixels"},
+        {"side": "pixels", "schedule": "fine first"},
+        {"side": "codes"},
+        {"side": "codes, larger"},
+    ]
+    for seed in SEEDS:
+        tasks += [("10-budget", budget, {**arm, "seed": seed}) for arm in arms]
+        tasks += [("09-reweighting", reweighting, {"name": name, "seed": seed}) for name in PIXEL_SCHEDULES]
+        tasks += [("09-schedules", schedules, {"name": name, "seed": seed}) for name in SCHEDULES]
+    for seed, steps, steepness in itertools.product(SEEDS, (1500, 150), (1, 10, 1000)):
+        tasks.append(("09-pull", pull, {"steepness": steepness, "steps": steps, "seed": seed}))
+    for seed, rate, side, sigma_q in itertools.product(
+        SEEDS, (3e-3, 1e-2, 3e-2, 1e-1), ("pixels", "codes"), (0.035, 0.1)
+    ):
+        options = {"side": side, "sigma_q": sigma_q, "rate": rate, "seed": seed}
+        tasks.append(("10-steadiness", steadiness, options))
+    for seed, setting in itertools.product(SEEDS, settings()):
+        tasks.append(("11-shapes", _guided_shapes, {"setting": setting, "seed": seed}))
+        tasks.append(("11-cifar10", _guided_photographs, {"setting": setting, "seed": seed}))
+    return tasks
+
+
+def _guided_shapes(setting: Record, seed: int, device: str) -> Record:
+    real = Shapes(600, seed=1).batch(range(600))[0]
+    return guided("shapes", setting, seed, device, shapes_classifier, real)
+
+
+def _guided_photographs(setting: Record, seed: int, device: str) -> Record:
+    from ...evaluation import shipped_classifier
+
+    judge = functools.partial(shipped_classifier, "cifar10-classifier")
+    return guided("cifar10", setting, seed, device, judge, None, n=500)
+
+
+def _make(task: Task, device: str) -> Record:
+    "One record, with what it was made from."
+    torch.set_num_threads(1)
+    experiment, make, options = task
+    return {"experiment": experiment, **options, **make(**options, device=device)}
+
+
+def run(
+    tasks: list[Task],
+    device: str,  # "cpu" or "cuda"
+    workers: int,  # processes side by side
+) -> dict[str, list[Record]]:
+    "The records of each experiment, in the order of the tasks. One that fails is reported and left out."
+    made: dict[str, list[Record]] = {}
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+        futures = [pool.submit(_make, task, device) for task in tasks]
+        for task, future in zip(tasks, futures, strict=True):
+            try:
+                record = future.result()
+            except Exception:
+                print(task[0], task[2], "failed", flush=True)
+                traceback.print_exc()
+                continue
+            made.setdefault(record.pop("experiment"), []).append(record)
+            print(task[0], task[2], "done", flush=True)
+    return made
+
+
+def _rounded(records: list[Record]) -> typing.Any:
+    "To four digits: more is noise."
+    return json.loads(json.dumps(records), parse_float=lambda text: float(f"{float(text):.4g}"))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    "Run what the command line asks for."
+    tasks = _tasks()
+    names = sorted({task[0] for task in tasks})
+    parser = argparse.ArgumentParser(prog="python -m cfvae.runs.stored", description=__doc__)
+    parser.add_argument("out", type=Path, help="folder for the JSON files")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="experiments to run")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--workers", type=int, default=1, help="processes side by side")
+    options = parser.parse_args(arguments)
+
+    chosen = [task for task in tasks if task[0] in options.only]
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, records in run(chosen, options.device, options.workers).items():
+        about = {"device": options.device, "torch": torch.__version__, "records": _rounded(records)}
+        (options.out / f"{name}.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
