@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..checkpoints import differences, list_checkpoints, load_checkpoint, save_checkpoint
 from ..core import CfvaeError, check, config_to_dict, image_grid
+from ..files.names import first_few
 from ..training import Callback, Metrics, StopTraining, TrainingState
 from .logs import JsonLog, Speed, TensorBoardLog, plain_metrics, read_log
 from .output import Forgiving, say
@@ -151,6 +152,7 @@ class Checkpointer(Callback):
         if newest is None:
             return None
         step, saved_state = newest
+        _check_finite(saved_state, self.folder, step)
         _resume(state, saved_state, self.folder)
         return step
 
@@ -159,6 +161,26 @@ class Checkpointer(Callback):
             with_config = {**state.state_dict(), "config": config_to_dict(state.config)}
             save_checkpoint(self.folder, state.step, with_config, self.keep)
         self.saved = state.step
+
+
+def _check_finite(saved_state: dict[str, typing.Any], folder: Path, step: int) -> None:
+    "Raises `CfvaeError` for a checkpoint whose weights are not all finite: nothing can be learned from them."
+    broken = []
+    for part in ("model", "ema"):
+        for name, value in saved_state.get(part, {}).items():
+            if torch.is_tensor(value) and not value.isfinite().all():
+                broken.append(f"{part}.{name}")
+    if not broken:
+        return
+    *earlier, newest = [path for path in list_checkpoints(folder) if _step_of(path) <= step]
+    way_out = "remove it, and --resume goes on from the checkpoint before"
+    if not earlier:
+        way_out = "there is none before it; train anew, in another folder and with a lower learning rate"
+    raise CfvaeError(f"{newest} holds weights that are not finite ({first_few(broken)}):\n{way_out}")
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
 
 
 def _resume(state: TrainingState, saved_state: dict[str, typing.Any], folder: Path) -> None:

@@ -441,6 +441,28 @@ def test_damaged_newest_resumes_from_the_one_before(tmp_path, undisturbed, capsy
     assert_same(resumed.state_dict(), undisturbed)
 
 
+@pytest.mark.parametrize("part, value", [("model", float("nan")), ("ema", float("inf"))])
+def test_a_checkpoint_with_weights_that_are_not_finite_is_refused(tmp_path, undisturbed, part, value):
+    train([Checkpointer(tmp_path, every=5), StopAt(12)])
+    step, state = load_checkpoint(tmp_path)
+    weights = [name for name, tensor in state[part].items() if tensor.is_floating_point()]
+    state[part][weights[-1]].view(-1)[-1] = value
+    broken = save_checkpoint(tmp_path, step, state)
+    go_on = [Checkpointer(tmp_path, every=5, resume=True)]
+    with pytest.raises(CfvaeError) as refusal:
+        train(go_on)
+    assert str(broken) in str(refusal.value) and f"({part}.{weights[-1]})" in str(refusal.value)
+    assert "remove it, and --resume goes on from the checkpoint before" in str(refusal.value)
+
+    broken.unlink()
+    assert_same(train(go_on).state_dict(), undisturbed)
+    for path in list_checkpoints(tmp_path):
+        path.unlink()
+    save_checkpoint(tmp_path, step, state)
+    with pytest.raises(CfvaeError, match="there is none before it; train anew"):
+        train(go_on)
+
+
 def test_forgotten_resume_is_refused_and_nothing_is_lost(tmp_path):
     train([Checkpointer(tmp_path, every=10), StopAt(3)])
     before = list_checkpoints(tmp_path)
