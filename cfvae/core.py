@@ -96,8 +96,10 @@ def get_device(
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise CfvaeError(f"unknown device '{name}': use auto, cpu or cuda") from None
+    except (RuntimeError, TypeError):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):  # others, such as meta, cannot train
+        raise CfvaeError(f"unknown device '{name}': use auto, cpu or cuda")
     if device.type == "cuda":
         gpus = torch.cuda.device_count()
         understood = str(device) == str(name)  # PyTorch takes "cuda:999" for another number

@@ -75,6 +75,12 @@ def test_a_cpu_generator_gives_the_same_noise_on_a_gpu():
     assert on_gpu.is_cuda and torch.equal(on_gpu.cpu(), randn((5,), make_generator(0)))
 
 
+@pytest.mark.parametrize("name", ["gpu", "mps", "meta", "xla", "cpu:x", "", None, 1.5])
+def test_devices_that_nothing_is_computed_on(name):
+    with pytest.raises(CfvaeError, match=f"unknown device '{name}': use auto, cpu or cuda"):
+        get_device(name)
+
+
 def test_get_device():
     assert get_device("cpu").type == "cpu"
     assert get_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
