@@ -112,7 +112,8 @@ class VAE(nn.Module):
         generator: torch.Generator | None = None,  # source of the noise where `eps` is None
     ) -> torch.Tensor:
         "Draw codes from the prior and decode them: the mean of p(x | z), (n, 3, size, size)."
-        check(temperature >= 0, f"temperature is {temperature}: it must be 0 or more")
+        largest = torch.finfo(torch.float32).max
+        check(0 <= temperature <= largest, f"temperature is {temperature}: it must be 0 or more, and finite")
         self._check_noise(eps, n)
         like = next(self.parameters()).new_empty(n, self.config.latent_dim)
         z = DiagGaussian.standard(like).sample(eps, generator, temperature)

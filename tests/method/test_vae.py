@@ -1,5 +1,7 @@
 """The one-layer VAE: shapes, noise, its loss, and training on a handful of images."""
 
+import math
+
 import pytest
 import torch
 
@@ -159,8 +161,9 @@ def test_bad_input_is_named(model):
         model(torch.zeros(2, 3, 16, 16))
     with pytest.raises(CfvaeError, match=r"\(n, 5\)|\(4, 5\)"):
         model.sample(4, eps=torch.zeros(3, 5))
-    with pytest.raises(CfvaeError, match="temperature"):
-        model.sample(2, temperature=-1.0)
+    for temperature in (-1.0, math.inf, math.nan, 1e39):
+        with pytest.raises(CfvaeError, match="temperature is .* 0 or more, and finite"):
+            model.sample(2, temperature=temperature)
     with pytest.raises(CfvaeError, match="beta"):
         one_layer_loss(-1.0)
 
