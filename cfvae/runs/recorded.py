@@ -67,8 +67,6 @@ def _obstacle(config: TrainingConfig) -> str:
     "Why the steps of a run cannot be recorded; empty where they can."
     if PartialState().num_processes > 1:
         return "several processes train together"
-    if config.accumulate > 1:
-        return f"accumulate is {config.accumulate}"
     if config.optimizer != "adam":
         return f"with {config.optimizer} the host decides what to skip"
     return ""
@@ -98,7 +96,7 @@ class _Recording:
         self.data = settle(data, device) if alone else data
         self.loss_fn = loss_fn
 
-        self.batch: Batch = ()  # what a replay reads: examples, ...
+        self.parts: list[Batch] = []  # what a replay reads: examples, in the parts of a batch, ...
         self.number = torch.zeros((), dtype=torch.int64, device=device)  # ... the number of the step ...
         self.generator = make_generator(0, device)  # ... and noise
         self.metrics: Metrics = {}  # what it writes, besides the state
@@ -131,15 +129,21 @@ class _Recording:
     def _take_in(self, indices: list[int]) -> None:
         "Copy the examples to where a replay reads them."
         device = self.number.device
-        batch = tuple(send(tensor, device) for tensor in self.data.batch(indices))
-        if not self.batch:
-            self.batch = tuple(torch.empty_like(tensor) for tensor in batch)
-        for place, tensor in zip(self.batch, batch, strict=True):
-            check(place.shape == tensor.shape, "on a GPU all batches of a run need the same shape")
-            place.copy_(tensor)
+        count = self.state.config.accumulate
+        parts = []
+        for part in range(count):
+            examples = self.data.batch(indices[part::count])
+            parts.append(tuple(send(tensor, device) for tensor in examples))
+
+        if not self.parts:
+            self.parts = [tuple(torch.empty_like(tensor) for tensor in batch) for batch in parts]
+        for places, batch in zip(self.parts, parts, strict=True):
+            for place, tensor in zip(places, batch, strict=True):
+                check(place.shape == tensor.shape, "on a GPU all batches of a run need the same shape")
+                place.copy_(tensor)
 
     def _learn(self) -> Metrics:
-        return learn(self.state, [self.batch], self.loss_fn, self.generator, self.number)
+        return learn(self.state, self.parts, self.loss_fn, self.generator, self.number)
 
     def _rehearse(self) -> Metrics:
         "Call the step on the stream that will record it, and note whether the host waits."

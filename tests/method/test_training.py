@@ -201,6 +201,25 @@ def test_a_state_taken_up_half_way_ends_the_same():
         TrainingState(new_model(), config(seed=1)).load_state_dict(watch.states[2])
 
 
+def test_weights_may_lie_in_memory_otherwise_than_those_that_were_saved():
+    watch = Recorder()
+    whole = fit(new_model(), DATA, noisy_loss, config(steps=6), [watch])
+    saved = watch.states[2]
+    for moments in saved["optimizer"]["state"].values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if moments[name].ndim == 4:
+                moments[name] = moments[name].contiguous(memory_format=torch.channels_last)
+
+    class Resume(Callback):
+        def on_start(self, state):
+            state.load_state_dict(saved)
+            for weight, moments in state.optimizer.state.items():
+                assert moments["exp_avg"].stride() == weight.stride()
+
+    resumed = fit(new_model(), DATA, noisy_loss, config(steps=6), [Resume()])
+    assert_same(resumed.state_dict(), whole.state_dict())
+
+
 @pytest.mark.parametrize("parts", [2, 4, 8])
 def test_in_parts_is_the_same_as_the_whole_batch(parts):
     def loss_fn(model, batch, generator, step):  # without the casts to float32
@@ -293,7 +312,8 @@ def test_asking_for_a_gpu_that_is_not_there_is_an_error():
         fit(new_model(), DATA, LOSS, config(device="cuda:99"))
 
 
-def test_the_device_is_the_one_of_the_config():
+def test_the_device_is_the_one_of_the_config(monkeypatch):
+    monkeypatch.setattr(training, "get_device", torch.device)  # which allows meta, here as everywhere else
     state = training._begin(new_model(), config(device="meta", optimizer="adamax"))
     assert {p.device.type for p in state.model.parameters()} == {"meta"}
     state = training._begin(new_model(), config(device="cpu"))  # afterwards, in the same process
