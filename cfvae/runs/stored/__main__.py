@@ -4,7 +4,6 @@ The records know nothing of each other, so they are made side by side; each expe
 
 import argparse
 import concurrent.futures
-import functools
 import itertools
 import json
 import multiprocessing
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ...data import Shapes
-from ...evaluation import shapes_classifier
+from ...evaluation import shapes_classifier, shipped_classifier
 from ..pixel_models import PIXEL_SCHEDULES
 from .common import Record
 from .information import SCHEDULES, pull, reweighting, schedules
@@ -56,13 +55,11 @@ def _tasks() -> list[Task]:
 
 def _guided_shapes(setting: Record, seed: int, device: str) -> Record:
     real = Shapes(600, seed=1).batch(range(600))[0]
-    return guided("shapes", setting, seed, device, shapes_classifier, real)
+    return guided("shapes", setting, seed, device, shapes_classifier(), real)
 
 
 def _guided_photographs(setting: Record, seed: int, device: str) -> Record:
-    from ...evaluation import shipped_classifier
-
-    judge = functools.partial(shipped_classifier, "cifar10-classifier")
+    judge = shipped_classifier("cifar10-classifier")
     return guided("cifar10", setting, seed, device, judge, None, n=500)
 
 

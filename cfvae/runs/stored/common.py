@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from ...autoencoder import Autoencoder
 from ...core import get_device, make_generator, seed_everything, shipped_weights
 from ...data import Batches, Shapes
 from ...elbo import ELBO
-from ...evaluation import class_accuracy, shapes_classifier
+from ... import evaluation
+from ...evaluation import Classifier, shapes_classifier
 from ...files.codes import encode_dataset
 from ...hvae import HierarchicalVAE, HierarchicalVAEConfig
 from ...latents import LatentDataset
@@ -66,24 +66,25 @@ def bound(
     }
 
 
-def _for_the_judge(pictures: torch.Tensor) -> torch.Tensor:
-    "Pictures of any size at the 32 x 32 pixels of the shipped judge of `Shapes`."
-    return F.interpolate(pictures.float().cpu().clamp(-1, 1), size=(32, 32), mode="bilinear")
-
-
 @functools.cache
-def _judge() -> torch.nn.Module:
+def _judge() -> Classifier:
     return shapes_classifier()
 
 
-@torch.no_grad()
-def features(pictures: torch.Tensor) -> torch.Tensor:
-    large = _for_the_judge(pictures)
-    return torch.cat([typing.cast(typing.Any, _judge()).features(part) for part in large.split(250)])
+def features(
+    pictures: torch.Tensor,  # (n, 3, size, size) in [-1, 1], of any size
+) -> torch.Tensor:
+    "What the shipped judge of `Shapes` sees, (n, d)."
+    return evaluation.features(_judge(), pictures.cpu())
 
 
-def recognised(pictures: torch.Tensor, labels: torch.Tensor) -> float:
-    return class_accuracy(_judge(), _for_the_judge(pictures), labels.cpu())
+def recognised(
+    pictures: torch.Tensor,  # (n, 3, size, size) in [-1, 1], of any size
+    labels: torch.Tensor,  # (n,)
+) -> float:
+    "The share that the shipped judge of `Shapes` recognises as their class."
+    fitting = evaluation.resize(pictures.cpu().clamp(-1, 1), _judge().config.size)
+    return evaluation.class_accuracy(_judge(), fitting, labels.cpu())
 
 
 @functools.cache

@@ -1,12 +1,9 @@
 """The stored experiment of lesson 11: guidance and temperature, one setting at a time."""
 
-import typing
-from collections.abc import Callable
-
 import torch
 
 from ...core import get_device, make_generator
-from ...evaluation import class_accuracy, precision_recall
+from ...evaluation import Classifier, PhotoClassifier, class_accuracy, features, precision_recall
 from ...guidance import Guidance
 from ...pipeline import LatentVAEPipeline
 from .common import Record
@@ -32,13 +29,13 @@ def guided(
     setting: Record,  # one of `settings`
     seed: int,  # of the noise
     device: str,
-    judge: Callable[[], torch.nn.Module],  # a classifier of the model's classes
+    judge: Classifier | PhotoClassifier,  # of the model's classes
     real: torch.Tensor | None,  # images to compare with, (n, 3, size, size) in [-1, 1]
     n: int = 600,  # samples
 ) -> Record:
     "What a judge makes of samples under one setting; precision and recall where there are real images."
     where = get_device(device)
-    pipe, classifier = LatentVAEPipeline.from_pretrained(model).to(where), judge()
+    pipe = LatentVAEPipeline.from_pretrained(model).to(where)
     asked = torch.arange(n) % len(pipe.classes)
     mean = setting["mean"]
     guidance = Guidance(tuple(mean) if isinstance(mean, list) else mean, setting["var"])
@@ -47,12 +44,16 @@ def guided(
         asked, None, guidance, setting["temperature"], generator=generator, output_type="pt", batch_size=n
     ).images
     drawn = (2 * drawn - 1).cpu()
-    record: Record = {"recognised": class_accuracy(classifier, drawn, asked)}
+    record: Record = {"recognised": class_accuracy(judge, drawn, asked), "spread": _spread(drawn, asked)}
     if real is not None:
-        features = typing.cast(typing.Any, classifier).features
-        precision, recall = precision_recall(
-            torch.cat([features(part) for part in real.split(200)]),
-            torch.cat([features(part) for part in drawn.split(200)]),
+        record["precision"], record["recall"] = precision_recall(
+            features(judge, real), features(judge, drawn)
         )
-        record |= {"precision": precision, "recall": recall}
     return record
+
+
+def _spread(pictures: torch.Tensor, labels: torch.Tensor) -> float:
+    "How far pictures of a class lie from their mean: the root of summed variances, averaged over classes."
+    flat = pictures.clamp(-1, 1).flatten(1)
+    variances = torch.stack([flat[labels == label].var(0).sum() for label in labels.unique()])
+    return variances.mean().sqrt().item()
