@@ -37,7 +37,6 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
-from .autoencoder import NormalisedBlock
 from .core import CfvaeError, check, device_of, from_uint8, seed_everything, shipped_weights
 from .data import BACKGROUNDS, COLOURS, FACTORS, ImageDataset, Shapes, horizontal_flip
 from .pipeline import load_local
@@ -143,22 +142,42 @@ class PhotoClassifierConfig:
         128,
     )  # channels per level; each level but the first halves the resolution
     blocks: int = 2  # residual blocks per level
-    groups: int = 8  # groups of the normalisation; divides every width
     num_classes: int = 10  # how many answers
 
     def __post_init__(self) -> None:
         widths = tuple(self.widths)
         object.__setattr__(self, "widths", widths)
-        check(len(widths) >= 1, "widths is empty: at least one width is needed")
+        usable = len(widths) >= 1 and min(widths) >= 1
+        check(usable, f"widths is {widths}: at least one width of at least 1 is needed")
         factor = 2 ** (len(widths) - 1)
         check(self.size % factor == 0, f"size is {self.size}, but must be a multiple of {factor}")
-        divides = self.groups >= 1 and all(width % self.groups == 0 for width in widths)
-        check(divides, f"groups is {self.groups}, but must divide every width of {widths}")
         check(self.blocks >= 1, f"blocks is {self.blocks}: at least 1 is needed")
         check(self.num_classes >= 2, f"num_classes is {self.num_classes}: at least 2 are needed")
 
 
 # %% ../nbs/13_evaluation.ipynb #92e51f23
+class _BatchNormalisedBlock(nn.Module):
+    "x + conv(SiLU(norm(conv(SiLU(norm(x)))))), normalised over the batch: keeps the shape (b, c, r, r)."
+
+    def __init__(
+        self,
+        channels: int,  # width
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(2):
+            layers.append(nn.BatchNorm2d(channels))
+            layers.append(nn.SiLU())
+            layers.append(nn.Conv2d(channels, channels, 3, padding=1))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(
+        self,
+        x: torch.Tensor,  # (b, channels, r, r)
+    ) -> torch.Tensor:
+        return x + self.layers(x)
+
+
 class PhotoClassifier(nn.Module, PyTorchModelHubMixin):
     "Images (b, 3, size, size) in [-1, 1] to one logit per class, (b, num_classes)."
 
@@ -175,8 +194,8 @@ class PhotoClassifier(nn.Module, PyTorchModelHubMixin):
             if i > 0:
                 layers.append(nn.Conv2d(widths[i - 1], width, 3, stride=2, padding=1))
             for _ in range(config.blocks):
-                layers.append(NormalisedBlock(width, config.groups))
-        layers.append(nn.GroupNorm(config.groups, widths[-1]))
+                layers.append(_BatchNormalisedBlock(width))
+        layers.append(nn.BatchNorm2d(widths[-1]))
         layers.append(nn.SiLU())
         layers.append(nn.AdaptiveAvgPool2d(1))
         self.features = nn.Sequential(*layers, nn.Flatten())
