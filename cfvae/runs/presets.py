@@ -157,13 +157,47 @@ def cifar10() -> Recipe:
     )
 
 
-LARGE_AUTOENCODER_TRAINING = TrainingConfig(
-    batch_size=128,
-    learning_rate=1e-3,
-    final_learning_rate=1e-5,
-    ema_decay=0.9995,
-    sample_every=2000,
-)
+def tiny_imagenet_64() -> Recipe:
+    """Tiny-ImageNet at 64 x 64, meant for half an hour of one GPU.
+
+    The layout of `cifar10` with one resolution more: 29 GFLOP a training example."""
+    training = TrainingConfig(batch_size=256, sample_every=2000, checkpoint_every=1000)
+    return Recipe(
+        name="tiny-imagenet-64",
+        data="tiny-imagenet:data/tiny-imagenet-200",
+        held_out=1000,
+        flip=True,
+        autoencoder=AutoencoderConfig(size=64, widths=(192, 128), blocks=2, latent_channels=8),
+        autoencoder_training=dataclasses.replace(
+            training,
+            steps=6000,
+            learning_rate=1e-3,
+            final_learning_rate=1e-5,
+            warmup=200,
+        ),
+        vae=HierarchicalVAEConfig(
+            data_channels=8,
+            resolutions=(1, 4, 8, 16),
+            widths=(256, 256, 192, 160),
+            encoder_widths=(256, 256, 192, 160),
+            multipliers=(0, 0, 0, 0),
+            layers=(3, 6, 10, 8),
+            encoder_blocks=(1, 3, 4, 4),
+            num_classes=200,
+        ),
+        vae_training=dataclasses.replace(
+            training,
+            steps=15_000,
+            learning_rate=1e-3,
+            final_learning_rate=1e-5,
+            warmup=500,
+            ema_decay=0.9995,
+            skip_norm=300 * 2048,
+        ),
+        objective=ObjectiveConfig(sigma_q=0.1),
+    )
+
+
 LARGE_VAE_TRAINING = TrainingConfig(  # P2's constants, for one GPU
     batch_size=128,
     learning_rate=3e-4,
@@ -173,30 +207,6 @@ LARGE_VAE_TRAINING = TrainingConfig(  # P2's constants, for one GPU
     sample_every=5000,
     checkpoint_every=2500,
 )
-
-
-def tiny_imagenet_64() -> Recipe:
-    "Tiny-ImageNet at 64 x 64 on one GPU."
-    return Recipe(
-        name="tiny-imagenet-64",
-        data="tiny-imagenet:data/tiny-imagenet-200",
-        held_out=1000,
-        flip=True,
-        autoencoder=AutoencoderConfig(size=64, widths=(256, 128), blocks=2, latent_channels=8),
-        autoencoder_training=dataclasses.replace(LARGE_AUTOENCODER_TRAINING, steps=40000),
-        vae=HierarchicalVAEConfig(
-            data_channels=8,
-            resolutions=(1, 4, 8, 16),
-            widths=(256, 256, 256, 256),
-            encoder_widths=(256, 256, 256, 256),
-            multipliers=(8, 6, 4, 4),
-            layers=(4, 6, 8, 10),
-            encoder_blocks=(2, 3, 4, 5),
-            attention=(0, 2, 2, 2),
-            num_classes=200,
-        ),
-        vae_training=dataclasses.replace(LARGE_VAE_TRAINING, steps=200_000, skip_norm=300 * 2048),
-    )
 
 
 def imagenet_256_small() -> Recipe:
