@@ -23,6 +23,7 @@ for _command in (  # in the order of the help
     commands.train,
     commands.info,
     commands.report,
+    commands.evaluate,
     commands.sample,
     commands.reconstruct,
     commands.encode,

@@ -56,6 +56,27 @@ def report(run: options.Run, device: options.Device = "auto") -> None:
     reporting.report(run, device)
 
 
+def evaluate(
+    model: options.Model,
+    data: options.Data,
+    out: options.EvaluationFolder,
+    features: options.Features = "own",
+    n: options.EvaluationCount = 1000,
+    guidance_sweep: options.GuidanceSweep = False,
+    mean_weight: options.MeanWeight = "0",
+    var_weight: options.VarWeight = "0",
+    temperature: options.Temperature = "1",
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+) -> None:
+    "Measure how good a model is: samples, reconstructions and layers, against images it has not seen."
+    from . import evaluating
+
+    style = evaluating.read_style(mean_weight, var_weight, temperature)
+    question = evaluating.Question(str(model), data, features, n, style, guidance_sweep, seed, device)
+    evaluating.evaluate(question, out)
+
+
 def sample(
     model: options.Model,
     n: options.SampleCount = 16,

@@ -120,6 +120,26 @@ ArrayFile = Annotated[
     Option(metavar="NPZ", help="A numpy array: arr_0, uint8, (n, height, width, 3).", show_default=False),
 ]
 
+# evaluate
+
+EvaluationFolder = Annotated[
+    Path,
+    Option("--out", metavar="DIR", help="A folder for the numbers and the page.", show_default=False),
+]
+Features = Annotated[
+    str,
+    Option(
+        metavar="own|inception|FILE",
+        help="own: classifiers of the package, two for photographs. inception: as FID means it. A file or "
+        "folder: Inception's weights (.pth), or your own classifier.",
+    ),
+]
+EvaluationCount = Annotated[int, Option("--n", min=1, help="How many images on either side.")]
+GuidanceSweep = Annotated[
+    bool,
+    Option("--guidance-sweep", help="Compare guidance weights, too, against training images."),
+]
+
 # reconstruct
 
 PictureFile = Annotated[Path, Option(metavar="PNG", help="The picture.", show_default=False)]

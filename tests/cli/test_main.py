@@ -16,6 +16,7 @@ IN_ORDER = [
     "train",
     "info",
     "report",
+    "evaluate",
     "sample",
     "reconstruct",
     "encode",

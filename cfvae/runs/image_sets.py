@@ -1,0 +1,121 @@
+"""Sets of images to compare: held-out ones, what a model makes of them, and what it draws."""
+
+import dataclasses
+import typing
+from pathlib import Path
+
+import torch
+
+from ..core import CfvaeError, make_generator
+from ..data import ImageDataset
+from ..files.open import open_dataset
+from ..guidance import Guidance
+from ..pipeline import LatentVAEPipeline
+from .folder import load_recipe
+from .train import prepare
+
+BATCH = 64  # images at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    "How samples are drawn."
+
+    guidance: Guidance = Guidance()  # how far towards the label
+    temperature: float | tuple[float, ...] = 1.0  # one, or one per resolution
+
+    @property
+    def name(self) -> str:
+        "What a table calls it."
+        weights = f"{_shown(self.guidance.mean_weight)} / {_shown(self.guidance.var_weight)}"
+        guided = f"guidance {weights}" if self.guidance else "unguided"
+        return guided if self.temperature == 1 else f"{guided}, temperature {_shown(self.temperature)}"
+
+
+def _shown(numbers: float | tuple[float, ...]) -> str:
+    values = numbers if isinstance(numbers, tuple) else (numbers,)
+    return ",".join(f"{value:g}" for value in values)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    "Images, and what each of them should show."
+
+    images: torch.Tensor  # (n, 3, size, size) in [-1, 1]
+    classes: list[str] | None  # the name of each image's class; None without classes
+
+
+def open_images(
+    model: str | Path,  # whose images
+    spec: str,  # as `open_dataset` reads it
+    size: int,  # of the model's images
+) -> tuple[ImageDataset, ImageDataset]:
+    """Training images, and images that the model has not seen: the data's validation split.
+
+    For data without one, those that a run has held out. Raises `CfvaeError` where there are none either."""
+    training = open_dataset(spec, size)
+    try:
+        return training, open_dataset(spec, size, train=False)
+    except CfvaeError:
+        if not (Path(model) / "recipe.json").is_file():
+            raise
+    _, rest, held = prepare(load_recipe(model), training)
+    return rest, held
+
+
+def choose_images(
+    dataset: ImageDataset,  # images, perhaps sorted by class
+    n: int,  # how many
+) -> ImageSet:
+    "Images of a data set, at random but always the same."
+    rows = torch.randperm(len(dataset), generator=make_generator(0))[:n]
+    images, labels = dataset.batch(rows)
+    if int(labels.min()) < 0:
+        return ImageSet(images, None)
+    return ImageSet(images, [dataset.classes[label] for label in labels.tolist()])
+
+
+def model_labels(
+    pipe: LatentVAEPipeline,  # a model
+    real: ImageSet,  # images of its classes
+) -> torch.Tensor | None:
+    """The model's own labels of images; None for a model without classes.
+
+    Raises `CfvaeError` for images of classes that the model does not know, or of none."""
+    if not pipe.classes:
+        return None
+    if real.classes is None:
+        raise CfvaeError("--data: the images have no classes, and this model needs them")
+    return torch.tensor(pipe.class_indices(real.classes))
+
+
+def reconstruct(
+    pipe: LatentVAEPipeline,  # a model
+    real: ImageSet,  # images of its classes
+    depth: int | None = None,  # layers that see the images; 0: the autoencoder alone; None: all
+) -> ImageSet:
+    "Images as the model remembers them."
+    labels = model_labels(pipe, real)
+    parts = []
+    for rows in torch.arange(len(real.images)).split(BATCH):
+        known = None if labels is None else labels[rows]
+        part = pipe.reconstruct(real.images[rows], known, depth)
+        parts.append(part.clamp(-1, 1).cpu())
+    return ImageSet(torch.cat(parts), real.classes)
+
+
+def draw(
+    pipe: LatentVAEPipeline,  # a model
+    n: int,  # how many
+    style: Style,  # how
+    seed: int,  # of the noise, which is the same for every style
+) -> ImageSet:
+    "Samples, the classes in turn."
+    labels: torch.Tensor | None = None
+    classes: list[str] | None = None
+    if pipe.classes:
+        labels = torch.arange(n) % len(pipe.classes)
+        classes = [pipe.classes[label] for label in labels.tolist()]
+    noise = make_generator(seed)
+    drawn: typing.Any = pipe(labels, n, style.guidance, style.temperature, generator=noise, output_type="pt")
+    return ImageSet(drawn.images.cpu() * 2 - 1, classes)
