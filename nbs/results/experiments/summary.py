@@ -1,0 +1,106 @@
+"""Tables and figures from the records of all jobs. A run that is missing changes no other's numbers."""
+
+import json
+import math
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+import autoencoders
+import figures
+from jobs import Record, write_json
+from plan import jobs_of
+
+COMMAND = "python nbs/results/experiments"
+FIXED = ("seed", "seconds", "processor_seconds")  # numbers about a run, not results of it
+ABOUT = {
+    "ablations": (
+        "One change at a time to stage two of preset shapes-demo (1,250 steps of 48), "
+        "on the codes of the shipped autoencoder. Judged by the shipped classifier: 1,000 samples against "
+        "1,000 real images. Guided: mean weight 2. Raw: the weights themselves in place of their average."
+    ),
+    "02_autoencoder": (
+        "The autoencoder of lesson 02 (16 x 16 pixels), trained for longer, and linear codes beside it."
+    ),
+    "06_vae": (
+        "The one-layer VAE of lesson 06 (16 x 16 pixels), trained for longer. Information, hole, open and "
+        "network are exact sums over all 2,304,000 pictures that the generator can draw, for 256 draws."
+    ),
+    "code_length": (
+        "The demo's autoencoder (32 x 32 pixels, 1,000 steps of 32) with codes of 1, 2, 4 and 8 channels of "
+        "8 x 8. 1,000 held-out images, recognised by the shipped classifier."
+    ),
+}
+
+
+def summarise(
+    records: Path,  # the folder of records
+    out: Path,  # nbs/results
+) -> None:
+    "Write every experiment's JSON, its figure, and the pictures that lessons show."
+    for experiment, about in ABOUT.items():
+        paths = [records / f"{job.name}.json" for job in jobs_of(experiment)]
+        own = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+        if not own:
+            continue
+        folder = out / ("ablations" if experiment == "ablations" else "controls")
+        name = "table" if experiment == "ablations" else experiment
+        write_json(folder / f"{name}.json", table(own, about))
+        figures.draw(experiment, own, folder)
+    controls = out / "controls"
+    controls.mkdir(parents=True, exist_ok=True)
+    for path in [*records.glob("06_*.png"), *records.glob("06_*.safetensors")]:
+        shutil.copy(path, controls / path.name)
+    _pictures_of_02(records, controls / "02_pictures.png")
+
+
+def _pictures_of_02(
+    records: Path,  # the folder of records
+    path: Path,  # what lesson 02 shows
+) -> None:
+    "Sheets of seed 0 below each other: images, linear code, autoencoders, and what the longest one invents."
+    names = (autoencoders.LINEAR, *(name for name, run in autoencoders.RUNS.items() if run[0] == 4))
+    jobs = [job for job in jobs_of("02_autoencoder") if job.variant in names and job.seed == 0]
+    sheets = [records / f"{job.name}.png" for job in jobs]
+    if all(sheet.exists() for sheet in sheets):
+        figures.stack_pictures(sheets).save(path, optimize=True)
+
+
+def table(
+    runs: list[Record],  # of one experiment
+    about: str,  # what it is
+) -> Record:
+    "What was done, a row for every variant, and every run by itself."
+    machines = sorted({run["machine"] for run in runs})
+    variants = list(dict.fromkeys(run["variant"] for run in runs))
+    return {
+        "about": about,
+        "command": COMMAND,
+        "hardware": machines,
+        "seeds": sorted({run["seed"] for run in runs}),
+        "rows": [row([run for run in runs if run["variant"] == variant]) for variant in variants],
+        "runs": [{key: value for key, value in run.items() if key != "experiment"} for run in runs],
+    }
+
+
+def row(
+    runs: list[Record],  # of one variant, a seed each
+) -> Record:
+    "Every number's mean over the seeds and the standard error of that mean."
+    first = runs[0]
+    line: Record = {"variant": first["variant"], "seeds": len(runs)}
+    for key, value in first.items():
+        if key in FIXED or not isinstance(value, int | float):
+            continue
+        values = [run[key] for run in runs if key in run]
+        line[key] = value if len(set(values)) == 1 and isinstance(value, int) else mean_and_error(values)
+    return line
+
+
+def mean_and_error(
+    values: list[float],  # one a seed
+) -> dict[str, Any]:
+    "Mean and standard error; no error for a single value."
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "se": error}
