@@ -58,9 +58,16 @@ def import_weights(
 ) -> None:
     "Save a released model as a pipeline, and say what it is."
     check(not (out / "pipeline.json").exists(), f"{out} holds a pipeline already: choose another --out")
-    lines = [] if classes is None else classes.read_text(encoding="utf-8").split("\n")
-    names = [line.strip() for line in lines if line.strip()]
-    pipe = load_published_pipeline(weights, _read_config(config, weights), attention, names)
+    names = [] if classes is None else _read_names(classes)
+    arguments = _read_config(config, weights)
+    try:
+        pipe = load_published_pipeline(weights, arguments, attention, names)
+    except (CfvaeError, OSError, MemoryError):
+        raise
+    except Exception as error:  # as varied as the ways in which a value can be wrong
+        reason = f"{type(error).__name__}: {error}"
+        message = f"the config of {config or weights} does not describe a pipeline ({reason})"
+        raise CfvaeError(f"{message}: it has to hold the constructor arguments of both stages") from None
     pipe.save_pretrained(out)
 
     about = describe_models(pipe.autoencoder.config, pipe.vae.config)
@@ -69,24 +76,41 @@ def import_weights(
     print(f"the pipeline is in {out}: {summary}. Next: {next_command}")
 
 
+def _read_names(path: Path) -> list[str]:
+    "What a file of class names holds, one per line."
+    lines = _read_text(path, "--classes").split("\n")
+    names = [line.strip() for line in lines if line.strip()]
+    check(bool(names), f"--classes {path} names no class: write one per line")
+    return names
+
+
+def _read_text(path: Path, option: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise CfvaeError(f"{option} {path} is no text in UTF-8: save it again in that encoding") from None
+
+
 def _read_config(config: str | None, weights: Path) -> str | Mapping[str, Any]:
     "What --config says: a name, or the constructor arguments out of a JSON file or the weights' own header."
     if config is None:
         text = read_header(weights).get("config")
     elif config.endswith(".json"):
-        text = Path(config).read_text(encoding="utf-8")
+        text = _read_text(Path(config), "--config")
     else:
         return config
 
     if text is None:
         way_out = "give --config, the name of a published model or a JSON file with its constructor arguments"
         raise CfvaeError(f"{weights} does not say which model it holds: {way_out}")
+    about = f"the config of {config or weights}"
+    way_out = "it has to hold the constructor arguments, names and values in braces"
     try:
-        return json.loads(text)
-    except ValueError as error:
-        source = config or weights
-        message = f"the config of {source} is not JSON ({error})"
-        raise CfvaeError(f"{message}: it has to hold the constructor arguments") from None
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CfvaeError(f"{about} is not JSON ({error}): {way_out}") from None
+    check(isinstance(fields, dict), f"{about} holds no such thing as {{...}}: {way_out}")
+    return fields
 
 
 def export_onnx(

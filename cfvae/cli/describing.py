@@ -8,6 +8,7 @@ import torch
 from ..autoencoder import Autoencoder, AutoencoderConfig
 from ..checkpoints import list_checkpoints
 from ..core import count_parameters
+from ..files.names import first_few
 from ..hvae import HierarchicalVAE, HierarchicalVAEConfig
 from ..pretrained import PretrainedConfig
 
@@ -19,9 +20,7 @@ def describe_shape(sizes: Iterable[int]) -> str:
 
 def list_names(names: Sequence[str], limit: int = 12) -> str:
     "The first few of many names, and how many more there are."
-    listed = ", ".join(names[:limit])
-    more = len(names) - limit
-    return f"{listed} and {more} more" if more > 0 else listed
+    return first_few(names, limit)
 
 
 def count_millions(

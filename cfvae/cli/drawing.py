@@ -110,6 +110,7 @@ def sample(
     targets: Targets,  # where to
 ) -> None:
     "Draw n images, write every batch before the next is drawn, and say what was drawn."
+    check_style(pipe, labels, style)
     targets.prepare()
     names = None if labels is None else [pipe.classes[label] for label in labels]
     side = pipe.autoencoder.config.size
@@ -119,6 +120,16 @@ def sample(
     images = "1 image" if n == 1 else f"{n} images"
     shown = "" if names is None else f" ({list_names(list(dict.fromkeys(names)))})"
     print(f"{images}{shown} in {targets}")
+
+
+def check_style(
+    pipe: LatentVAEPipeline,  # the model
+    labels: list[int] | None,  # one per image
+    style: Style,  # guidance and temperature
+) -> None:
+    "Raise `CfvaeError`, before any file is made, for what the model cannot do: drawing no image finds out."
+    no_labels = None if labels is None else torch.zeros(0, dtype=torch.int64)
+    pipe.vae.sample(0, no_labels, style.guidance, style.temperature)
 
 
 def draw(

@@ -2,9 +2,12 @@
 
 import errno
 import sys
+from collections.abc import Sequence
 from typing import TextIO
 
 import typer
+
+from ..files.names import printable
 
 # exit codes: 0 done, 129 and 143 ended by SIGHUP and SIGTERM, and
 DEFECT = 1  # of ours, to be reported
@@ -12,12 +15,49 @@ UNREAD = 1  # as other programs written in Python have it
 MISTAKE = 2  # which the user can mend
 INTERRUPTED = 130  # Ctrl-C: 128 and the signal's number, as shells have it
 
+MOST_LINES = 10  # of a message
+MOST_CHARACTERS = 800  # of a line
 _NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", None))
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
+def refuse_empty(arguments: Sequence[str]) -> None:
+    """Raises a usage error where an argument is empty, as a variable in a script may be.
+
+    The path of an empty text would be the current folder, and no other argument means anything when empty."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        option, assigned, value = argument.partition("=")
+        if not argument.strip():
+            name = before if before.startswith("--") else "an argument"
+        elif option.startswith("--") and assigned and not value.strip():
+            name = option
+        else:
+            continue
+        raise typer.BadParameter(f"{name} is empty: give it a value, or leave it out")
+
+
+def readable(message: str) -> str:
+    """A message as a terminal should show it, whatever names and values are in it.
+
+    Control characters are escaped; of very many lines, and of a very long one, the middle is left out, since
+    the end says what to do."""
+    lines = message.splitlines()
+    if len(lines) > MOST_LINES:
+        lines = [*lines[: MOST_LINES - 2], "...", lines[-1]]
+    shown = []
+    for line in map(printable, lines):
+        half = MOST_CHARACTERS // 2
+        shown.append(line if len(line) <= MOST_CHARACTERS else f"{line[:half]} ... {line[-half:]}")
+    return "\n".join(shown)
+
+
 def explain(error: BaseException) -> tuple[int, str]:
     "Exit code and message for an exception."
+    code, message = _explain(error)
+    return code, readable(message)
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted: nothing was finished, give the same command again"
     if isinstance(error, typer.TyperException):
@@ -85,4 +125,4 @@ def show_warning(
     line: str | None = None,
 ) -> None:
     "A warning as one line on the error stream, in place of `warnings.showwarning`."
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {readable(str(message))}", file=sys.stderr)

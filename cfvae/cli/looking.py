@@ -8,6 +8,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from ..files.names import printable
 from ..pretrained import PretrainedConfig
 from ..recipes import Recipe
 from ..runs.callbacks import read_log
@@ -57,7 +58,7 @@ def print_info(model: Path) -> None:
     is_run = (model / "recipe.json").exists()
     lines = _describe_run(model) if is_run else _describe_pipeline(model)
     for key, value in lines.items():
-        print(f"{key:<18} {value}")
+        print(f"{key:<18} {printable(value)}")
 
 
 def _describe_pipeline(model: Path) -> dict[str, str]:

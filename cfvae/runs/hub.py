@@ -1,6 +1,5 @@
 """Models on the Hugging Face hub: fetched, published, described by a card."""
 
-import dataclasses
 import json
 import tempfile
 import typing
@@ -14,6 +13,7 @@ from ..pipeline import LatentVAEPipeline
 from ..pretrained import PretrainedConfig
 from ..recipes import Recipe
 from .logs import read_log
+from .public import in_backticks, in_markdown, public_recipe
 
 # --- there and back
 
@@ -140,7 +140,8 @@ def _sizes(pipe: LatentVAEPipeline) -> str:
     names = ""
     if pipe.classes:
         others = " and others" if len(pipe.classes) > 12 else ""
-        names = f"; {len(pipe.classes)} classes: {', '.join(pipe.classes[:12])}{others}"
+        first = ", ".join(in_markdown(name) for name in pipe.classes[:12])
+        names = f"; {len(pipe.classes)} classes: {first}{others}"
     return (
         f"A hierarchical VAE of {layers} stochastic layers on the {codes} codes of an autoencoder, "
         f"for images of {size} x {size} pixels ({millions:.2f} M parameters{names})."
@@ -171,45 +172,29 @@ def run_card(
     )  # not above: a run folder may name a model on the hub
 
     folder = Path(folder)
-    recipe = _public(load_recipe(folder))
+    recipe = public_recipe(load_recipe(folder))
     pipe = load_model(folder)
-    report = _read_json(folder / "report.json")
+    measured = _report_figures(folder)
 
     limits = (
         "It knows nothing but images like those it was trained on. "
         "Guidance makes samples more typical of their class and less varied."
     )
-    if not report:
+    if not measured:
         limits += " Nobody has measured the quality of its samples yet: `cfvae report` does."
-    figures = _run_figures(recipe, read_log(folder / "vae" / "log.jsonl"), report)
+    figures = _log_figures(recipe, read_log(folder / "vae" / "log.jsonl")) | measured
     noted = load_data_note(folder) or {}
-    images = noted.get("images", "an unknown number of")
+    images = noted.get("images")
+    if type(images) is not int:
+        images = "an unknown number of"
     return model_card(pipe, _run_data(recipe, images), _run_recipe(recipe), figures, limits, repo_id)
-
-
-def _read_json(path: Path) -> dict[str, typing.Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _public(recipe: Recipe) -> Recipe:
-    "A recipe for others to read: of the folders of this machine only the last name."
-    kind, _, place = recipe.data.partition(":")
-    if kind in ("folder", "tiny-imagenet"):
-        recipe = dataclasses.replace(recipe, data=f"{kind}:{Path(place).name}")
-    first = recipe.autoencoder
-    if isinstance(first, PretrainedConfig):
-        source = Path(first.source)
-        if source.is_absolute() or source.is_dir():
-            named = dataclasses.replace(first, source=source.name)
-            recipe = dataclasses.replace(recipe, autoencoder=named)
-    return recipe
 
 
 def _run_data(recipe: Recipe, images: int | str) -> str:
     size = recipe.autoencoder.size
     mirrored = ", with their mirror images" if recipe.flip else ""
     return (
-        f"`{recipe.data}`, {images} training images of {size} x {size} pixels{mirrored}. "
+        f"{in_backticks(recipe.data)}, {images} training images of {size} x {size} pixels{mirrored}. "
         "The licence is that of the data."
     )
 
@@ -218,27 +203,44 @@ def _run_recipe(recipe: Recipe) -> str:
     one = recipe.autoencoder_training
     two = recipe.vae_training
     if isinstance(recipe.autoencoder, PretrainedConfig):
-        first = f"pretrained ({recipe.autoencoder.source})"
+        first = f"pretrained ({in_markdown(recipe.autoencoder.source)})"
     else:
         first = f"{one.steps:,} steps of {one.batch_size}"
     settings = json.dumps(config_to_dict(recipe))
     return (
-        f"Preset `{recipe.name}`, seed {two.seed}. Stage one: {first}. "
+        f"Preset {in_backticks(recipe.name)}, seed {two.seed}. Stage one: {first}. "
         f"Stage two: {two.steps:,} steps of {two.batch_size}. All settings:\n\n```json\n{settings}\n```"
     )
 
 
-def _run_figures(recipe: Recipe, log: list[dict], report: dict[str, typing.Any]) -> dict[str, str]:
-    "What log and report tell, in the words of the card."
+def _log_figures(recipe: Recipe, log: list[dict]) -> dict[str, str]:
+    "What the log tells, in the words of the card."
+    if not log:
+        return {}
+    steps = f"{log[-1]['step']:,} of {recipe.vae_training.steps:,}"
+    return {"steps of stage two": f"{steps}, {log[-1]['skipped']} skipped"}
+
+
+def _report_figures(folder: Path) -> dict[str, str]:
+    """What report.json tells, in the words of the card; nothing where there is no report.
+
+    Raises `CfvaeError` for a damaged one."""
+    path = folder / "report.json"
+    if not path.exists():
+        return {}
     figures = {}
-    if log:
-        last = log[-1]
-        steps = f"{last['step']:,} of {recipe.vae_training.steps:,}"
-        figures["steps of stage two"] = f"{steps}, {last['skipped']} skipped"
-    for name, value in report.get("psnr", {}).items():
-        images = report["run"]["held_out_images"]
-        what = f"peak signal-to-noise ratio, {name.replace('_', ' ')}"
-        figures[what] = f"{value:.1f} dB on {images} held-out images"
-    for name, value in report.get("class_accuracy", {}).items():
-        figures[f"recognised as their class: {name}"] = f"{value:.1%}"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        images = int(report["run"]["held_out_images"])
+        for name, value in report["psnr"].items():
+            if value is not None:  # it was not finite
+                what = f"peak signal-to-noise ratio, {in_markdown(name.replace('_', ' '))}"
+                figures[what] = f"{value:.1f} dB on {images} held-out images"
+        for name, value in report.get("class_accuracy", {}).items():
+            figures[f"recognised as their class: {in_markdown(name)}"] = f"{value:.1%}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise CfvaeError(
+            f"{path} cannot be read ({reason}): write it anew by cfvae report {folder}"
+        ) from None
     return figures

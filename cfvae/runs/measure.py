@@ -15,6 +15,7 @@ from ..objective import blurred_distortion
 from ..pretrained import PretrainedConfig
 from ..recipes import Recipe
 from .opened import COLUMNS, Run, draw, draw_classes, draw_depths, strength_name, strengths
+from .public import public_recipe
 
 MOST_IMAGES = 512  # held-out images that are measured, at most
 BATCH = 64  # held-out images at a time
@@ -146,7 +147,7 @@ def _known_entropy(recipe: Recipe) -> float:
 
 
 def _facts(run: Run) -> Facts:
-    recipe = run.recipe
+    recipe = public_recipe(run.recipe)
     first = recipe.autoencoder
     parameters = Parameters(
         autoencoder=sum(p.numel() for p in run.pipe.autoencoder.parameters()),

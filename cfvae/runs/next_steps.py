@@ -1,5 +1,6 @@
 """What to try after a run: commands to copy, each with its reason."""
 
+import dataclasses
 import json
 import shlex
 import typing
@@ -11,13 +12,17 @@ from ..recipes import Recipe
 from .measure import Measurements
 from .opened import Run
 from .presets import PRESETS
+from .public import public_path, public_recipe
 
 
 def next_steps(
     run: Run,  # the run
     measurements: Measurements,  # of it
 ) -> list[tuple[str, str]]:
-    "Pairs of (reason, command), the most pressing first. Without a known preset, none that trains anew."
+    """Pairs of (reason, command), the most pressing first. Without a known preset, none that trains anew.
+
+    A page is for others too: of absolute paths the commands have only the last name."""
+    run = dataclasses.replace(run, folder=Path(public_path(run.folder)), recipe=public_recipe(run.recipe))
     steps = _repairs(run, measurements) + _experiments(run)
     steps.append(("Draw samples of your own:", _sample_command(run)))
     return [(reason, command) for reason, command in steps if command is not None]

@@ -81,12 +81,12 @@ def test_bench_writes_numbers_and_figure(quick):
 
 def test_a_name_that_is_wrong(unmeasured):
     refused("bench --preset shape", "there is no preset 'shape'", "shapes-demo")
-    refused('bench --preset ""', "there is no preset ''")
+    refused('bench --preset ""', "--preset is empty")
     refused("bench --device quantum", "unknown device 'quantum'")
 
 
 def test_out_is_looked_at_before_the_work(unmeasured):
-    refused('bench --device cpu --out ""', "--out is empty: give a folder")
+    refused('bench --device cpu --out ""', "--out is empty: give it a value")
     Path("taken").write_text("")
     refused("bench --device cpu --out taken", "taken: File exists: check the path")
     refused("bench --device cpu --out taken/below", "Not a directory: check the path")

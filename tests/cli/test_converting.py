@@ -1,5 +1,6 @@
 "Tests of cfvae.cli.converting: codes, released weights, graphs."
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -59,10 +60,54 @@ def test_import_weights_refuses(released):
     Path("cut.safetensors").write_bytes(Path("released.safetensors").read_bytes()[:100])
     refused("import-weights cut.safetensors --out models/c", "cut.safetensors cannot be read")
     refused("import-weights released.pt --config config.json --attention none --out models/c", "attention")
+    Path("latin.txt").write_bytes("K\xe4fer\n".encode("latin-1"))
+    refused("import-weights released.safetensors --classes latin.txt --out models/c", "latin.txt", "UTF-8")
+    Path("none.txt").write_text("\n \n")
+    refused(
+        "import-weights released.safetensors --classes none.txt --out models/c", "none.txt names no class"
+    )
+    for content in (
+        b"null",
+        b"[]",
+        b"3",
+        b"\xff\xfe{}",
+        b"[" * 100000,
+        b'{"dae": 1, "vae": 2, "shift": 3, "scale": 4}',
+    ):
+        Path("bad.json").write_bytes(content)
+        refused("import-weights released.pt --config bad.json --out models/c", "bad.json")
     code, _, err = call("import-weights released.pt --config church --out models/c")
     # the list of what does not fit has several lines
     assert code == 2 and "the weights do not fit the config" in err and "Traceback" not in err
     assert not Path("models/c").exists()
+
+
+def test_import_weights_walks_a_config(released):
+    "Every entry of the config, missing or of another kind: two lines, or a pipeline."
+    config = json.loads(Path("config.json").read_text())
+    places = [(key,) for key in config] + [(part, key) for part in ("dae", "vae") for key in config[part]]
+    places += [("dae", "ddconfig", key) for key in config["dae"]["ddconfig"]]
+    for number, place in enumerate(places):
+        for value in (None, "x", [], -1, ...):
+            changed = copy.deepcopy(config)
+            *path, last = place
+            inner = changed
+            for key in path:
+                inner = inner[key]
+            if value is ...:
+                del inner[last]
+            else:
+                inner[last] = value
+            Path("walked.json").write_text(json.dumps(changed))
+            code, _, err = call(
+                f"import-weights released.pt --config walked.json --out walked/{number}-{value}"
+            )
+            if code != 0:
+                assert code == 2 and "Traceback" not in err and len(err.splitlines()) <= 10, (
+                    place,
+                    value,
+                    err,
+                )
 
 
 def test_train_with_an_imported_first_stage(released):

@@ -105,6 +105,15 @@ def test_model_without_classes(plain):
 
 
 @pytest.mark.parametrize(
+    "style", ["--mean-weight 1", "--temperature -1", "--temperature 1,1", "--temperature 1e40"]
+)
+def test_what_the_model_cannot_do_is_refused_before_anything_is_made(plain, monkeypatch, style):
+    monkeypatch.setattr(LatentVAEPipeline, "__call__", None)
+    refused(f"sample plain {style} --out-dir never/files --npz never/x.npz --out never/x.png")
+    assert not Path("never").exists()
+
+
+@pytest.mark.parametrize(
     "line, needles",
     [
         ("", ["--out", "--out-dir", "--npz"]),

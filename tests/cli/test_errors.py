@@ -47,6 +47,66 @@ def test_exceptions_become_messages(run, monkeypatch, error, code, needle):
         assert exit_code == code and needle in err and "Traceback" in err
 
 
+@pytest.mark.parametrize(
+    "line, culprit",
+    [
+        ('train --preset shapes-demo --out ""', "--out"),
+        ("train --preset shapes-demo --out=", "--out"),
+        ('train --preset shapes-demo --out " "', "--out"),
+        ('train --preset shapes-demo --out x --data ""', "--data"),
+        ('sample shapes --out-dir ""', "--out-dir"),
+        ('sample shapes --npz ""', "--npz"),
+        ('sample "" --out x.png', "an argument"),
+        ('reconstruct shapes --data shapes:n=9 --out ""', "--out"),
+        ('encode shapes --data shapes:n=9 --out ""', "--out"),
+        ('demo --out ""', "--out"),
+        ('bench --out ""', "--out"),
+        ('train-features --out ""', "--out"),
+        ('import-weights released.pt --config church --out ""', "--out"),
+        ('import-weights "" --config church --out x', "an argument"),
+        ('export-onnx shapes --out ""', "--out"),
+        ('push "" me/shapes', "an argument"),
+    ],
+)
+def test_no_argument_may_be_empty(line, culprit, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(line, f"{culprit} is empty: give it a value, or leave it out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_messages_stay_short_and_plain():
+    from cfvae.cli.errors import readable
+
+    assert readable("a.png: broken:\nremove it") == "a.png: broken:\nremove it"
+    assert readable("\x1b]0;owned\x07\x1b[31m\u202eabc\r") == r"\x1b]0;owned\x07\x1b[31m\u202eabc"
+    long = readable(f"--classes: no class '{'x' * 100_000}': it knows cat")
+    assert (
+        len(long) < 900 and long.startswith("--classes: no class 'xxx") and long.endswith("': it knows cat")
+    )
+    many = readable(
+        "\n".join(["the weights do not fit", *map(str, range(1000)), "and what to do"])
+    ).splitlines()
+    assert len(many) == 10 and many[0] == "the weights do not fit" and many[-1] == "and what to do"
+
+
+def test_values_of_any_length_leave_a_short_message(tmp_path):
+    long = "y" * 20_000
+    for line in (
+        f"train --preset {long} --out x",
+        f"train --preset shapes-demo --out x --set {long}=1",
+        f"train --preset shapes-demo --out x --set vae.widths={long}",
+        f"train --preset shapes-demo --out x --data {long}",
+        f"sample shapes --out x.png --classes {long}",
+        f"sample shapes --out x.png --mean-weight {long}",
+        f"sample {long} --out x.png",
+        f"reconstruct shapes --data shapes:n=9 --out x.png --depths {long}",
+    ):
+        code, _, err = call(line)
+        assert code == 2 and len(err) < 2000 and "Traceback" not in err, line[:60]
+    code, _, err = call("sample shapes --out x.png --classes 'a\n\x1b[31mb'")
+    assert code == 2 and "\x1b" not in err
+
+
 def test_a_failure_half_way_leaves_no_array(run, monkeypatch):
     original = drawing.draw
 

@@ -1,6 +1,7 @@
 "Tests of cfvae.cli.looking: `presets` and `info`."
 
 import json
+import shutil
 from pathlib import Path
 
 from commandline import done, refused
@@ -51,6 +52,24 @@ def test_info_of_a_finished_run_and_of_its_pipeline(run):
 
 def test_info_of_a_model_without_classes(plain):
     assert "classes            none\n" in done("info plain")
+
+
+def test_names_from_elsewhere_are_shown_and_not_obeyed(run):
+    "A fetched model may have anything as the names of its classes."
+    shutil.copytree("run/pipeline", "fetched")
+    about = json.loads(Path("fetched/pipeline.json").read_text())
+    about["classes"][0] = "\x1b]0;owned\x07\x1b[31mdisc\n"
+    Path("fetched/pipeline.json").write_text(json.dumps(about))
+    for line in ("info fetched", "sample fetched --n 1 --out fetched.png"):
+        said = done(line)
+        assert "\x1b" not in said and r"\x1b]0;owned\x07\x1b[31mdisc\n" in said
+    refused("sample fetched --classes moon --out x.png", r"\x1b[31mdisc", "moon")
+
+    shutil.copytree("run", "given")
+    recipe = json.loads(Path("given/recipe.json").read_text())
+    recipe["data"] = "folder:\x1b[2J"
+    Path("given/recipe.json").write_text(json.dumps(recipe))
+    assert "\x1b" not in done("info given")
 
 
 def test_info_of_strange_places(run):
