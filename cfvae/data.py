@@ -450,7 +450,7 @@ class Shapes(ImageDataset):
 
     @staticmethod
     def entropy() -> float:
-        """Entropy of the generator in nats: what a perfect code spends on an image.
+        """Entropy of the generator in nats: the least that describing an image costs on average.
 
         Pictures that coincide by symmetry count once (01.2)."""
         nats = sum(math.log(len(grid)) for grid in FACTORS.values())
