@@ -6,7 +6,8 @@ import torch
 
 from cfvae.core import make_generator
 from cfvae.data import Shapes
-from cfvae.evaluation import class_accuracy, precision_recall, shapes_classifier
+from cfvae.distances import frechet_distance
+from cfvae.evaluation import Classifier, class_accuracy, features, precision_recall, shapes_classifier
 from jobs import Record, Setting
 
 N = 1000  # samples, and real images beside them
@@ -14,50 +15,16 @@ REFERENCE_SEED = 9  # of the real images: no model is trained on them
 
 
 @functools.cache
-def judge() -> torch.nn.Module:
+def judge() -> Classifier:
     "The shipped classifier."
     return shapes_classifier()
 
 
-@torch.no_grad()
-def features(
-    images: torch.Tensor,  # (n, 3, 32, 32) in [-1, 1]
-) -> torch.Tensor:
-    "The judge's last maps, flattened: (n, 1536)."
-    layers = judge().get_submodule("features")
-    return torch.cat([layers(part.clamp(-1, 1)) for part in images.split(250)])
-
-
-def frechet_distance(
-    a: torch.Tensor,  # (n, d) features
-    b: torch.Tensor,  # (m, d) features
-) -> float:
-    "The Frechet distance of the Gaussians with the means and covariances of a and b (Heusel et al. 2017)."
-    a, b = a.double(), b.double()
-    shift = (a.mean(0) - b.mean(0)).square().sum()
-    first, second = torch.cov(a.T), torch.cov(b.T)
-
-    # the eigenvalues of the product of two covariances are real and not negative
-    eigenvalues = torch.linalg.eigvals(first @ second).real.clamp_min(0)
-    spread = first.trace() + second.trace() - 2 * eigenvalues.sqrt().sum()
-    return float(shift + spread)
-
-
 @functools.cache
-def reference(
-    n: int = N,  # how many
-    seed: int = REFERENCE_SEED,  # which
-) -> torch.Tensor:
-    "The features of real images, (n, 1536)."
-    images, _ = Shapes(n, seed=seed).batch(range(n))
-    return features(images)
-
-
-def pooled(
-    vectors: torch.Tensor,  # (n, 1536)
-) -> torch.Tensor:
-    "Averaged over the places, (n, 96): few enough numbers for a covariance of 1,000 images."
-    return vectors.unflatten(1, (96, -1)).mean(2)
+def _reference(n: int) -> torch.Tensor:
+    "The features of n real images, (n, 96)."
+    images, _ = Shapes(n, seed=REFERENCE_SEED).batch(range(n))
+    return features(judge(), images)
 
 
 def judged(
@@ -65,12 +32,11 @@ def judged(
     labels: torch.Tensor,  # (n,) what was asked for
 ) -> Record:
     "Recognised, Frechet distance, precision and recall, against as many real images."
-    drawn = features(images)
-    real = reference(len(images))
+    real, drawn = _reference(len(images)), features(judge(), images)
     precision, recall = precision_recall(real, drawn)
     return {
         "recognised": class_accuracy(judge(), images, labels),
-        "frechet": frechet_distance(pooled(real), pooled(drawn)),
+        "frechet": frechet_distance(real, drawn),
         "precision": precision,
         "recall": recall,
     }
