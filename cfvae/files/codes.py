@@ -7,7 +7,7 @@ import json
 import os
 import re
 import secrets
-import tokenize
+import shutil
 import typing
 from pathlib import Path
 
@@ -21,16 +21,16 @@ from ..core import CfvaeError, check, device_of
 from ..data import ImageDataset
 from ..latents import LatentDataset, LatentScaler, weights_fingerprint
 from ..pretrained import PretrainedAutoencoder
-from .arrays import RowWriter
+from .arrays import NO_ARRAY, RowWriter
 from .lock import LOCK_FILE, OWNER_FILE, FolderLock
+from .store import DISK_FULL
 
 FORMAT = "cfvae codes 1"
 FIRST_FIELDS = {"fingerprint", "count", "shift", "scale"}  # those of 0.1, which had no mark and no checksum
 LEFTOVER = re.compile(r"latents\.(npy|json)\.[0-9a-f]{16}\.tmp")  # what a killed process leaves
+SHARES = "shares"  # folder of what each of several processes encodes, until it is joined
 LARGEST_HALF = 65000  # half precision ends a little above
 ROWS = 4096  # that are hashed at a time
-# no file, none of numpy's, or one with a damaged header, which numpy reads as Python source
-NO_ARRAY = (OSError, ValueError, TypeError, OverflowError, MemoryError, SyntaxError, tokenize.TokenError)
 
 Fields = dict[str, typing.Any]  # what latents.json holds
 
@@ -43,6 +43,7 @@ def encode_dataset(
     batch_size: int = 256,  # images at a time
     progress: bool = True,  # show a bar
     scaler: LatentScaler | None = None,  # shift and scale; None: those that are measured on the way
+    shares: int = 1,  # processes, each of which has called `encode_share`
 ) -> LatentDataset:
     """Encode a dataset once.
 
@@ -51,14 +52,16 @@ def encode_dataset(
     process is writing them, and where the files in their place are not of cfvae."""
     folder = Path(folder)
     labels = dataset.labels.repeat(2 if flip else 1)
-    made_from = f"{weights_fingerprint(autoencoder)} {dataset.fingerprint} {flip}"
-    fingerprint = hashlib.sha256(made_from.encode()).hexdigest()
+    fingerprint = _fingerprint(autoencoder, dataset, flip)
 
     stored = _load(folder, fingerprint, len(labels))
     if stored is None:
         refuse_foreign_codes(folder)
         with _alone_in(folder):
-            parts = _encode_all(autoencoder, dataset, flip, batch_size, progress)
+            if shares > 1:
+                parts = _join_shares(autoencoder, dataset, folder, flip, shares)
+            else:
+                parts = _encode_all(autoencoder, dataset, flip, batch_size, progress)
             _write_codes(folder, parts, fingerprint)
             stored = _load(folder, fingerprint, len(labels))
     if stored is None:
@@ -67,6 +70,23 @@ def encode_dataset(
         )
     codes, measured = stored
     return LatentDataset(codes, labels, dataset.classes, scaler or measured, fingerprint)
+
+
+def encode_share(
+    autoencoder: Autoencoder | PretrainedAutoencoder,  # the same in all processes
+    dataset: ImageDataset,  # all of it
+    folder: str | Path,  # where the codes of all of it are wanted
+    flip: bool,  # as in `encode_dataset`
+    rank: int,  # of this process
+    shares: int,  # of so many
+) -> None:
+    """One process's part of `encode_dataset(..., shares=shares)`, which the processes call once all are done.
+
+    Nothing is done where all codes are there. Raises what `encode_dataset` raises."""
+    fingerprint = _fingerprint(autoencoder, dataset, flip)
+    count = len(dataset) * (2 if flip else 1)
+    if _load(Path(folder), fingerprint, count) is None:
+        _open_share(autoencoder, dataset, Path(folder), flip, rank, shares)
 
 
 def refuse_foreign_codes(
@@ -169,6 +189,45 @@ def _encode_all(
         autoencoder.train(was_training)
 
 
+def _fingerprint(autoencoder: Autoencoder | PretrainedAutoencoder, dataset: ImageDataset, flip: bool) -> str:
+    made_from = f"{weights_fingerprint(autoencoder)} {dataset.fingerprint} {flip}"
+    return hashlib.sha256(made_from.encode()).hexdigest()
+
+
+def _open_share(
+    autoencoder: Autoencoder | PretrainedAutoencoder,
+    dataset: ImageDataset,
+    folder: Path,
+    flip: bool,
+    rank: int,
+    shares: int,
+) -> LatentDataset:
+    "The codes of one run of images out of so many, encoded if they are not there yet."
+    images = dataset.subset(range(len(dataset) * rank // shares, len(dataset) * (rank + 1) // shares))
+    place = folder / SHARES / f"{rank + 1}-of-{shares}"
+    return encode_dataset(autoencoder, images, place, flip, progress=rank == 0)
+
+
+def _join_shares(
+    autoencoder: Autoencoder | PretrainedAutoencoder,
+    dataset: ImageDataset,
+    folder: Path,
+    flip: bool,
+    shares: int,
+) -> typing.Iterator[torch.Tensor]:
+    "The codes of all shares in the order of `_encode_all`; the shares are removed after the last."
+    opened = [_open_share(autoencoder, dataset, folder, flip, rank, shares) for rank in range(shares)]
+    rounds = 2 if flip else 1
+    for mirrored in range(rounds):
+        for share in opened:
+            count = len(share) // rounds
+            rows = np.asarray(share.latents)[mirrored * count : (mirrored + 1) * count]
+            for start in range(0, count, ROWS):
+                yield torch.from_numpy(np.array(rows[start : start + ROWS])).float()
+    del opened, share, rows
+    shutil.rmtree(folder / SHARES)
+
+
 @torch.no_grad()
 def _encode(autoencoder: Autoencoder | PretrainedAutoencoder, images: torch.Tensor) -> torch.Tensor:
     codes = autoencoder.encode(images.to(device_of(autoencoder))).float().cpu()
@@ -227,10 +286,10 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _cannot_write(folder: Path, error: OSError) -> CfvaeError:
-    reason = error.strerror or error
-    return CfvaeError(
-        f"cannot write the codes to {folder}: {reason}. Free some space, or choose another folder."
-    )
+    way_out = "free some space, or choose another folder"
+    if error.errno not in DISK_FULL:
+        way_out = "choose a folder that you may write to"
+    return CfvaeError(f"cannot write the codes to {folder} ({error.strerror or error}): {way_out}")
 
 
 def _save_codes(path: Path, parts: typing.Iterable[torch.Tensor], fingerprint: str) -> Fields:

@@ -13,7 +13,7 @@ from ..autoencoder import Autoencoder, AutoencoderConfig
 from ..autoencoder_loss import TwoPlayers, autoencoder_of, first_stage, first_stage_loss
 from ..core import check, get_device, make_generator, seed_everything
 from ..data import ImageDataset, hold_out
-from ..files.codes import encode_dataset
+from ..files.codes import encode_dataset, encode_share
 from ..files.lock import FolderLock
 from ..files.open import describe, open_dataset, require_classes
 from ..guidance import Guidance
@@ -247,5 +247,10 @@ def _encode(
     scaler = None  # measured on the codes
     if isinstance(config, PretrainedConfig) and config.shift is not None and config.scale is not None:
         scaler = LatentScaler(config.shift, config.scale)
+    folder = out / "latents"
+    shares = processes.num_processes
+    if shares > 1:
+        encode_share(autoencoder, images, folder, recipe.flip, processes.process_index, shares)
+        processes.wait_for_everyone()
     with processes.main_process_first():
-        return encode_dataset(autoencoder, images, out / "latents", recipe.flip, scaler=scaler)
+        return encode_dataset(autoencoder, images, folder, recipe.flip, scaler=scaler, shares=shares)

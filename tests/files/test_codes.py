@@ -16,7 +16,7 @@ from torch import nn
 
 from cfvae.core import CfvaeError, make_generator
 from cfvae.data import Shapes
-from cfvae.files.codes import encode_dataset
+from cfvae.files.codes import encode_dataset, encode_share
 from cfvae.latents import LatentDataset, LatentScaler, weights_fingerprint
 
 resource = pytest.importorskip("resource")
@@ -324,7 +324,7 @@ def test_a_full_disk_is_reported_and_nothing_is_left_behind(images, tmp_path):
     # a write beyond 2000 bytes fails, as on a full disk
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
-        with pytest.raises(CfvaeError, match="cannot write the codes.*codes.*[Ff]ree some space"):
+        with pytest.raises(CfvaeError, match="cannot write the codes.*codes.*free some space"):
             encode(Stub(), images, tmp_path / "codes")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -380,3 +380,26 @@ def test_what_is_on_disk_is_plain(images, tmp_path):
     model = Stub()
     encode(model, images, tmp_path / "moved")
     assert model.calls == 0
+
+
+# --- several processes
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_shares_of_several_processes_are_the_whole(images, tmp_path, flip):
+    model = Stub()
+    whole = encode(model, images, tmp_path / "whole", flip=flip)
+    for rank in (2, 0, 1):
+        encode_share(model, images, tmp_path / "joined", flip, rank, shares=3)
+    calls = model.calls
+    joined = encode(model, images, tmp_path / "joined", flip=flip, shares=3)
+    assert model.calls == calls  # nothing is encoded twice
+    assert torch.equal(on_disk(joined), on_disk(whole)) and joined.fingerprint == whole.fingerprint
+    assert torch.equal(joined.labels, whole.labels)
+    assert torch.allclose(joined.scaler.shift, whole.scaler.shift, rtol=1e-4)
+    assert torch.allclose(joined.scaler.scale, whole.scaler.scale, rtol=1e-4)
+
+    left = {path.name for path in (tmp_path / "joined").iterdir()}
+    assert left == {"latents.npy", "latents.json"}
+    encode_share(model, images, tmp_path / "joined", flip, rank=1, shares=3)  # all is there
+    assert model.calls == calls and not (tmp_path / "joined" / "shares").exists()
