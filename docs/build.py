@@ -22,6 +22,7 @@ import results
 FRONT_END = ROOT / "build/docs/front-end"  # what npm installs, kept from one build to the next
 PROGRAMS = ("*.py", "play", "__pycache__", "README.md", "package.json", "node_modules")  # not pages
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts/woff-v2", "input/tex/extensions")
+NO_PICTURES = ("*.json", "*.jsonl", "*.md", "*.py", "*.safetensors", "__pycache__")  # beside pictures in nbs/
 NO_NPM = (
     "The site needs npm, which comes with Node.js, for MathJax: "
     "install Node.js 18 or newer (Debian: apt-get install npm), then try again."
@@ -60,9 +61,9 @@ def gather(
     "Write the source of every page: what stands in docs/, the notebooks, the reference, the results."
     source.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(DOCS, source, ignore=shutil.ignore_patterns(*PROGRAMS))
-    for folder in ("images", "stored"):
+    for folder in ("images", "stored", "results"):
         target = source / "lessons" / folder
-        shutil.copytree(ROOT / "nbs" / folder, target, ignore=shutil.ignore_patterns("*.json"))
+        shutil.copytree(ROOT / "nbs" / folder, target, ignore=shutil.ignore_patterns(*NO_PICTURES))
     for notebook in lessons.notebooks():
         path = source / f"{notebook.page}.ipynb"
         path.parent.mkdir(exist_ok=True)

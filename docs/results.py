@@ -1,6 +1,7 @@
 """The page of measured results, gathered from what is committed: README, shipped weights, stored runs."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,10 @@ from typing import Any
 from lessons import ROOT, Notebook, lessons, read
 
 STORED = ROOT / "nbs/stored"
+EXPERIMENTS = ROOT / "nbs/results"
+CLAIMS = EXPERIMENTS / "claims.json"
+ORIGIN = ("seeds", "hardware", "command")  # how an experiment was made
+LONGEST = 40  # rows of a table; longer ones are left to their file
 INTRODUCTION = (
     "Everything here was measured by this project; the text beside a figure says on what. "
     "Nothing is typed in by hand on this page: it is gathered from the README, from the description "
@@ -17,11 +22,16 @@ STORED_RUNS = (
     "Runs that take longer than a lesson may. "
     "The lesson reads these numbers, and holds the code that made them."
 )
+ABOUT_EXPERIMENTS = (
+    "Trainings in numbers, several seeds each. A value with an error is the mean over the seeds and "
+    "the standard error of that mean; every single run stands in the file."
+)
 
 
 def page() -> str:
     "The page's source."
     parts = ["# Results", INTRODUCTION]
+    parts += _claims(CLAIMS)
     parts += ["## What it takes", _section(ROOT / "README.md", "What it takes")]
     parts += ["## The shipped weights", _shipped_weights()]
     stored = sorted(STORED.glob("*.json"))
@@ -29,7 +39,59 @@ def page() -> str:
         parts += ["## Stored runs", STORED_RUNS]
     for path in stored:
         parts += _stored_run(path)
+    parts += _experiments(EXPERIMENTS)
     return "\n\n".join(parts) + "\n"
+
+
+def _claims(
+    path: Path,  # a list of claims, each with what became of it
+) -> list[str]:
+    "The seven claims of the method, and what was measured of each."
+    if not path.exists():
+        return []
+    claims = json.loads(path.read_text(encoding="utf-8"))
+    return ["## The seven claims", claims["about"], *tables(claims["rows"])]
+
+
+def _experiments(
+    folder: Path,  # of results, a folder for each set of experiments
+) -> list[str]:
+    "Every file that says what it is about, with its picture."
+    parts = []
+    for path in sorted(folder.rglob("*.json")):
+        about = json.loads(path.read_text(encoding="utf-8"))
+        if path != CLAIMS and isinstance(about, dict) and "about" in about:
+            parts += experiment(path, about)
+    return ["## Experiments", ABOUT_EXPERIMENTS, *parts] if parts else []
+
+
+def experiment(
+    path: Path,  # of the file
+    content: dict[str, Any],  # what it holds
+) -> list[str]:
+    "Heading, text, picture and table of one experiment. `columns` names those of `rows` that are shown."
+    parts = [f"### {_title(path)}", content["about"]]
+    origin = {key: content[key] for key in ORIGIN if isinstance(content.get(key), str | list)}
+    origin["file"] = f"`{path.relative_to(ROOT).as_posix()}`"
+    parts.append("; ".join(f"{key}: {_cell(value)}" for key, value in origin.items()) + ".")
+    picture = path.with_suffix(".png")
+    if picture.exists():
+        alt = content.get("alt", f"What the table of {_title(path)} says, drawn")
+        parts.append(f"![{alt}](lessons/{picture.relative_to(ROOT / 'nbs').as_posix()})")
+
+    rows = content.get("rows")
+    if rows is None:
+        rest = {key: value for key, value in content.items() if key != "about" and key not in origin}
+        return parts + tables(rest)
+    if names := content.get("columns"):
+        rows = [{name: row[name] for name in names if name in row} for row in rows]
+    return parts + tables(rows)
+
+
+def _title(path: Path) -> str:
+    "The folder and the file's name, in words."
+    words = [path.parent.name, "" if path.stem in ("table", "run") else path.stem]
+    return " ".join(words).replace("_", " ").strip().capitalize()
 
 
 def _section(path: Path, title: str) -> str:
@@ -88,7 +150,7 @@ def tables(value: Any, name: str = "") -> list[str]:
     parts = []
     plain = [(key.replace("_", " "), each) for key, each in value.items() if _is_plain(each)]
     if plain:
-        parts.append(_table(["", "value"], plain))
+        parts += [*_heading(name), _table(["", "value"], plain)]
     for key, each in value.items():
         if not _is_plain(each):
             parts += tables(each, key)
@@ -103,15 +165,23 @@ def _row_table(rows: list[dict], name: str) -> list[str]:
     columns: dict[str, None] = {}  # in the order of their first appearance
     for row in rows:
         columns |= {key: None for key, cell in row.items() if _is_plain(cell)}
-    if not columns:
+    if not columns or len(rows) > LONGEST:
         return []
-    heading = [f"**{name}**"] if name else []
     cells = [[row.get(column, "") for column in columns] for row in rows]
-    return [*heading, _table(list(columns), cells)]
+    return [*_heading(name), _table(list(columns), cells)]
+
+
+def _heading(name: str) -> list[str]:
+    return [f"**{name.replace('_', ' ')}**"] if name else []
 
 
 def _is_plain(value: object) -> bool:
-    return value is None or isinstance(value, str | int | float)
+    return value is None or isinstance(value, str | int | float) or _has_error(value)
+
+
+def _has_error(value: object) -> bool:
+    "Whether it is a mean with its standard error."
+    return isinstance(value, dict) and value.keys() == {"mean", "se"}
 
 
 def _table(columns: list[str], rows: list) -> str:
@@ -130,5 +200,17 @@ def _cell(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, dict):
+        return _with_error(value["mean"], value["se"])
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return text.replace("|", "\\|")
+
+
+def _with_error(mean: float, error: float | None) -> str:
+    "A mean to the digits that its standard error leaves certain."
+    if not error:
+        return f"{mean:.4g}"
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    return f"{mean:.{digits}f} ± {error:.{digits}f}"

@@ -392,6 +392,25 @@ def test_stored_results_become_tables():
     assert "| y | yes |" in text
 
 
+def test_experiments_become_pages_with_errors(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    path = tmp_path / "nbs/results/ablations/table.json"
+    path.parent.mkdir(parents=True)
+    path.with_suffix(".png").write_bytes(b"")
+    rows = [{"variant": "the recipe", "recognised": {"mean": 0.36125, "se": 0.0123}, "hidden": 1}]
+    about = {"about": "What it is.", "seeds": [0, 1], "columns": ["variant", "recognised"], "rows": rows}
+    text = "\n\n".join(results.experiment(path, about | {"alt": "Dots"}))
+    assert text.startswith(
+        "### Ablations\n\nWhat it is.\n\nseeds: 0, 1; file: `nbs/results/ablations/table.json`."
+    )
+    assert "![Dots](lessons/results/ablations/table.png)" in text
+    assert "| the recipe | 0.361 ± 0.012 |" in text and "hidden" not in text
+
+
+def test_long_tables_are_left_to_their_file():
+    assert results.tables([{"value": 1}] * (results.LONGEST + 1)) == []
+
+
 def test_without_npm_the_build_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(build, "FRONT_END", tmp_path)
     monkeypatch.setattr(build.shutil, "which", lambda name: None)

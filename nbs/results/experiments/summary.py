@@ -33,6 +33,49 @@ ABOUT = {
     ),
 }
 
+ALT = {
+    "ablations": "Dots, one a seed, a row a variant: left the share recognised, right the Frechet distance",
+    "06_vae": "Dots, one a seed, against steps: left what latents leave open, right the network's error",
+    "code_length": "Dots, one a seed, against the numbers in the code: left PSNR, right share recognised",
+}
+COLUMNS = {  # that the site shows
+    "ablations": (
+        "recognised",
+        "recognised_guided",
+        "frechet",
+        "frechet_guided",
+        "precision",
+        "recall",
+        "rate",
+        "distortion",
+        "raw_recognised",
+        "raw_frechet",
+    ),
+    "02_autoencoder": (
+        "steps",
+        "images",
+        "psnr_train",
+        "psnr_test",
+        "psnr_moved",
+        "error_near_edges",
+        "error_elsewhere",
+    ),
+    "06_vae": (
+        "steps",
+        "images",
+        "distortion",
+        "rate",
+        "information",
+        "hole",
+        "open",
+        "network",
+        "total",
+        "chance_of_kind",
+        "corner_error",
+    ),
+    "code_length": ("numbers", "psnr", "mean_error", "recognised"),
+}
+
 
 def summarise(
     records: Path,  # the folder of records
@@ -46,7 +89,7 @@ def summarise(
             continue
         folder = out / ("ablations" if experiment == "ablations" else "controls")
         name = "table" if experiment == "ablations" else experiment
-        write_json(folder / f"{name}.json", table(own, about))
+        write_json(folder / f"{name}.json", table(own, about) | extras(experiment))
         figures.draw(experiment, own, folder)
     controls = out / "controls"
     controls.mkdir(parents=True, exist_ok=True)
@@ -82,6 +125,14 @@ def table(
         "rows": [row([run for run in runs if run["variant"] == variant]) for variant in variants],
         "runs": [{key: value for key, value in run.items() if key != "experiment"} for run in runs],
     }
+
+
+def extras(
+    experiment: str,  # a key of `ABOUT`
+) -> Record:
+    "What the site needs beside the numbers."
+    alt = {"alt": ALT[experiment]} if experiment in ALT else {}
+    return alt | {"columns": ["variant", "seeds", *COLUMNS[experiment]]}
 
 
 def row(
