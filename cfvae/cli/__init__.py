@@ -6,6 +6,7 @@ when something is wrong. The work of a command is in the module that it imports 
 import contextlib
 import os
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ for _command in (  # in the order of the help
     commands.encode,
     commands.demo,
     commands.bench,
+    commands.compare,
     commands.train_features,
     commands.import_weights,
     commands.push,
@@ -65,10 +67,23 @@ def _forgiving_streams() -> Iterator[tuple[Forgiving, Forgiving]]:
         sys.stdout, sys.stderr = earlier
 
 
-def _run(arguments: list[str], debug: bool) -> int:
-    "Run one command and explain what goes wrong; the exit code."
+@contextlib.contextmanager
+def _short_remarks(debug: bool) -> Iterator[None]:
+    "Within the block warnings are one line, and so are the failures of threads unless traces are asked for."
+    earlier_hook = threading.excepthook
     with warnings.catch_warnings():
         warnings.showwarning = errors.show_warning
+        if not debug:
+            threading.excepthook = errors.show_thread_failure
+        try:
+            yield
+        finally:
+            threading.excepthook = earlier_hook
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    "Run one command and explain what goes wrong; the exit code."
+    with _short_remarks(debug):
         try:
             return _dispatch(arguments)
         except (Exception, KeyboardInterrupt) as error:

@@ -1,7 +1,9 @@
 """What the user sees in place of a trace: an exit code, and a message that names the way out."""
 
 import errno
+import os
 import sys
+import threading
 from collections.abc import Sequence
 from typing import TextIO
 
@@ -113,7 +115,12 @@ def _explain_file(error: OSError) -> str:
         way_out = "check the path"
 
     reason = f"{error.strerror or error}: {way_out}"
-    return f"{error.filename}: {reason}" if error.filename else reason
+    return f"{os.fsdecode(error.filename)}: {reason}" if error.filename else reason
+
+
+def show_thread_failure(failure: threading.ExceptHookArgs) -> None:
+    "One line in place of a trace, for `threading.excepthook`: who waits for the thread hears of it, too."
+    print(f"warning: {readable(f'{failure.exc_type.__name__}: {failure.exc_value}')}", file=sys.stderr)
 
 
 def show_warning(

@@ -1,10 +1,23 @@
 """Arrays on disk that grow row by row."""
 
 import os
+import tokenize
 import types
 from pathlib import Path
 
 import numpy as np
+
+# no file, none of numpy's, or one with a damaged header, which numpy reads as Python source
+NO_ARRAY = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    SyntaxError,
+    tokenize.TokenError,
+)
 
 
 class RowWriter:

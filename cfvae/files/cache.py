@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..core import CfvaeError, check
 from ..data import ImageDataset
-from .arrays import RowWriter
+from .arrays import NO_ARRAY, RowWriter
 from .decode import many_bit_range, try_decode
 from .folders import Listing
 from .names import first_few, printable
@@ -175,10 +175,10 @@ def _load(folder: Path, size: int, name: str) -> FileImages | None:
         labels = np.load(folder / "labels.npy")
         fits = images.shape == (len(labels), 3, size, size) and images.dtype == np.uint8
         check(fits, "the array does not fit its labels")
-        dataset = FileImages(images, labels, meta["classes"], name, meta["fingerprint"])
-        dataset.skipped = [tuple(entry) for entry in meta["skipped"]]
+        dataset = FileImages(images, labels, meta["classes"], name, str(meta["fingerprint"]))
+        dataset.skipped = [(str(image), str(reason)) for image, reason in meta["skipped"]]
         dataset.enlarged = int(meta["small"])
-        dataset.extreme = tuple(meta.get("extreme", ()))  # copies of earlier versions have none
+        dataset.extreme = tuple(map(str, meta.get("extreme", ())))  # copies of earlier versions have none
         return dataset
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except (*NO_ARRAY, KeyError, AttributeError, RecursionError):
         return None

@@ -14,8 +14,9 @@ from pathlib import Path
 from ..core import CfvaeError, check
 from .names import printable
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PARTIAL = re.compile(r"\.partial-.*-[0-9a-f]{8}")  # a folder that is being made, or was when its process died
+ELSEWHERE = "make it a link to a folder on another disk"
 DAY = 24 * 3600.0  # seconds without a change, after which nobody is at work on it
 
 
@@ -48,13 +49,9 @@ def new_folder(
             if not target.is_dir():  # otherwise another process was faster
                 raise
     except OSError as error:
-        reason = "no space left on the disk"
-        if error.errno not in DISK_FULL:
-            reason = f"{type(error).__name__}: {error.strerror or error}"
-        raise CfvaeError(
-            f"cannot write {target.name} in {printable(target.parent)} ({reason}): "
-            "free some space or choose another cache folder"
-        ) from error
+        message = f"cannot write {target.name} in {printable(target.parent)} ({error.strerror or error})"
+        way_out = "free some space" if error.errno in DISK_FULL else "make that folder writable"
+        raise CfvaeError(f"{message}: {way_out}, or {ELSEWHERE}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -77,11 +74,9 @@ def _last_change(folder: Path) -> float:
 
 def _check_space(folder: Path, name: str, need: int) -> None:
     free = shutil.disk_usage(folder).free
-    check(
-        need <= free,
-        f"no space for {name}: it needs {need / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB: "
-        "choose another cache folder",
-    )
+    place = printable(folder.parent)
+    sizes = f"it needs {need / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB"
+    check(need <= free, f"no space for {name} in {place}: {sizes}: free some, or {ELSEWHERE}")
 
 
 def remove_older(

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from commandline import TINY, call, refused
 from PIL import Image
 
-from cfvae.cli import drawing
+from cfvae.cli import _short_remarks, drawing, errors
 
 
 @pytest.mark.parametrize(
@@ -105,6 +106,25 @@ def test_values_of_any_length_leave_a_short_message(tmp_path):
         assert code == 2 and len(err) < 2000 and "Traceback" not in err, line[:60]
     code, _, err = call("sample shapes --out x.png --classes 'a\n\x1b[31mb'")
     assert code == 2 and "\x1b" not in err
+
+
+def test_a_thread_that_fails_is_one_line(capsys):
+    "TensorBoard's writer is a thread; who waits for it gets the error again."
+
+    def fail():
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", b"gone/events")
+
+    def work():
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+        fail()
+
+    with _short_remarks(debug=False), pytest.raises(FileNotFoundError) as failure:
+        work()
+    said = capsys.readouterr().err
+    assert said.startswith("warning: FileNotFoundError") and len(said.splitlines()) == 1
+    assert errors.explain(failure.value) == (2, "gone/events: No such file or directory: check the path")
 
 
 def test_a_failure_half_way_leaves_no_array(run, monkeypatch):

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import types
 
@@ -191,6 +192,44 @@ def test_a_damaged_copy_is_decoded_again(root, cache, decodings, file, harm):
     assert len(decodings) == 3 and again.fingerprint == first.fingerprint and path.read_bytes() == data
 
 
+@pytest.mark.parametrize("file", ["images.npy", "labels.npy"])
+def test_a_header_with_a_wrong_byte_is_no_defect(root, cache, file):
+    "numpy reads the header as Python source: a wrong byte in it can raise nearly anything."
+    first, _ = quiet(f"folder:{root}", cache=cache)
+    path = next((cache / "images").iterdir()) / file
+    whole = path.read_bytes()
+    for position in range(whole.index(b"\n") + 1):
+        for byte in b"\x00(9'":
+            path.write_bytes(whole[:position] + bytes([byte]) + whole[position + 1 :])
+            again = cache_module._load(path.parent, 8, "images")
+            assert again is None or len(again) == len(first)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["3", "[]", "{}", '{"classes": 1}', "[" * 100000]
+    + [
+        json.dumps({"fingerprint": "x", "small": 0, **entry})
+        for entry in (
+            {"classes": ["a", "b"], "skipped": [1]},
+            {"classes": ["a", "b"], "skipped": [[1, 2, 3]]},
+            {"classes": ["a"], "skipped": []},
+            {"classes": [1, 2], "skipped": []},
+            {"classes": ["a", "b"], "skipped": [], "small": "x"},
+            {"classes": ["a", "b"], "skipped": [], "extreme": 5},
+        )
+    ],
+)
+def test_a_damaged_note_is_written_again(root, cache, decodings, content):
+    quiet(f"folder:{root}", cache=cache)
+    note = next((cache / "images").iterdir()) / "meta.json"
+    whole = note.read_text()
+    note.write_text(content)
+    decodings.clear()
+    quiet(f"folder:{root}", cache=cache)
+    assert len(decodings) == 3 and note.read_text() == whole
+
+
 def test_a_half_written_copy_is_not_used(root, cache, monkeypatch):
     real = cache_module.store_images
 
@@ -212,21 +251,23 @@ def test_a_half_written_copy_is_not_used(root, cache, monkeypatch):
 
 def test_a_full_disk_while_decoding(root, cache, monkeypatch):
     fail_writes(monkeypatch)
-    with pytest.raises(CfvaeError, match="no space left on the disk.*another cache folder"):
+    with pytest.raises(CfvaeError, match="No space left on device.: free some space, or make it a link"):
         open_dataset(f"folder:{root}", 8, cache=cache)
     assert not list((cache / "images").iterdir())
 
 
 def test_too_little_space_is_known_beforehand(root, cache, monkeypatch, decodings):
     monkeypatch.setattr(store.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=3 * 3 * 64 - 1))
-    with pytest.raises(CfvaeError, match="no space for .*choose another cache folder"):
+    with pytest.raises(
+        CfvaeError, match="no space for .* in .*cache/images: .* free some, or make it a link"
+    ):
         open_dataset(f"folder:{root}", 8, cache=cache)
     assert not decodings and not list((cache / "images").iterdir())
 
 
 def test_a_cache_that_cannot_be_written(root, tmp_path):
     (tmp_path / "file").write_text("a file, not a folder")
-    with pytest.raises(CfvaeError, match="cannot write .*choose another cache folder"):
+    with pytest.raises(CfvaeError, match="cannot write .*: make that folder writable, or make it a link"):
         open_dataset(f"folder:{root}", 8, cache=tmp_path / "file")
 
 

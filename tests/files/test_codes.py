@@ -1,5 +1,6 @@
 """Codes on disk: equal to direct encoding, made anew when stale, never half-written."""
 
+import errno
 import json
 import os
 import re
@@ -344,6 +345,15 @@ def test_a_failing_write_keeps_the_codes_that_were_there(images, tmp_path, monke
     model = Stub()
     again = np.array(encode(model, images, tmp_path / "codes").latents)
     assert np.array_equal(again, first) and model.calls == 0
+
+
+def test_a_disk_that_is_read_only_is_not_called_full(images, tmp_path, monkeypatch):
+    def read_only(descriptor):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "fsync", read_only)
+    with pytest.raises(CfvaeError, match=r"\(Read-only file system\): choose a folder that you may write to"):
+        encode(Stub(), images, tmp_path / "codes")
 
 
 def test_a_folder_that_cannot_be_made_is_reported(images, tmp_path):
