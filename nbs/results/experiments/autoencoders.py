@@ -38,7 +38,7 @@ LENGTH_STEPS = 1000
 def long_autoencoder(job: Job, setting: Setting) -> Record:
     "Lesson 02's model and loop with other numbers of steps, and all that the lesson measures."
     if job.variant == LINEAR:
-        return _linear_codes(job, setting)
+        return _linear_codes()
     channels, steps, images = RUNS[job.variant]
     data = Shapes(setting.count(images), seed=0, size=16)
     model = _train(channels, setting.steps(steps), data, job.seed)
@@ -161,7 +161,7 @@ def _invented(model: Autoencoder) -> list[torch.Tensor]:
     return [model.decode(codes[name]) for name in ("standard noise", "careful noise", "shuffled entries")]
 
 
-def _linear_codes(job: Job, setting: Setting) -> Record:
+def _linear_codes() -> Record:
     "The best linear codes of the same lengths."
     x = unseen()
     moved = x.roll(4, dims=3)
@@ -176,8 +176,6 @@ def _linear_codes(job: Job, setting: Setting) -> Record:
             "psnr_moved": float(psnr(linear(moved, mean, directions[:64]), moved)),
             "lost_by_frequency": lost_by_frequency(x, again),
         }
-        if images == 2000:
-            _save_rows([x[:12], again[:12]], job, setting)
     squares = F.pixel_unshuffle(lesson_images(), 4).movedim(1, 3).flatten(0, 2)
     mean, directions = principal_directions(squares)
     for channels in LENGTHS:

@@ -23,7 +23,6 @@ RUNS = {
     6000: (8000, 3e-4),
     20000: (80000, 3e-5),
 }
-BETAS = (1, 10, 0, 100)
 LONGEST = max(RUNS)
 CURVE_POINTS = 30
 
@@ -57,9 +56,8 @@ def one_layer(job: Job, setting: Setting) -> Record:
             **_reconstructions(model),
             "corner_error": _corner_error(model, data),
             "curve": curve.points,
+            **_exactly(model, job, setting, data),
         }
-        if steps > min(RUNS):
-            record |= _exactly(model, job, setting, data)
     if (beta, steps, job.seed) == (1, LONGEST, 0):
         half = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
         save_file(half, setting.records / "06_beta1_long.safetensors")

@@ -1,5 +1,7 @@
 """What is run: every experiment's jobs, the most wanted first."""
 
+import itertools
+
 import ablations
 import autoencoders
 import one_layer
@@ -7,8 +9,8 @@ from jobs import Experiment, Job
 
 SEEDS = (0, 1, 2)
 EXPERIMENTS: dict[str, Experiment] = {
-    "06_vae": one_layer.one_layer,
     "02_autoencoder": autoencoders.long_autoencoder,
+    "06_vae": one_layer.one_layer,
     "ablations": ablations.ablation,
     "code_length": autoencoders.code_length,
 }
@@ -36,7 +38,6 @@ def _costs(experiment: str) -> dict[str, float]:
     if experiment == "code_length":
         return {f"{channels} channels": 100.0 for channels in autoencoders.LENGTHS}
     costs: dict[str, float] = {}
-    for steps in sorted(one_layer.RUNS, reverse=True):
-        sums = 60 if steps > min(one_layer.RUNS) else 0
-        costs |= {one_layer.variant(beta, steps): 15 + sums + 0.007 * steps for beta in one_layer.BETAS}
+    for betas, steps in itertools.product(((1, 10), (0, 100)), (20000, 600, 6000)):
+        costs |= {one_layer.variant(beta, steps): 75 + 0.007 * steps for beta in betas}
     return costs

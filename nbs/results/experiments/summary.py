@@ -102,8 +102,8 @@ def _pictures_of_02(
     records: Path,  # the folder of records
     path: Path,  # what lesson 02 shows
 ) -> None:
-    "Sheets of seed 0 below each other: images, linear code, autoencoders, and what the longest one invents."
-    names = (autoencoders.LINEAR, *(name for name, run in autoencoders.RUNS.items() if run[0] == 4))
+    "Seven rows, seed 0: reconstructions after more and more steps, and what the longest run invents."
+    names = [name for name, (channels, _, _) in autoencoders.RUNS.items() if channels == 4]
     jobs = [job for job in jobs_of("02_autoencoder") if job.variant in names and job.seed == 0]
     sheets = [records / f"{job.name}.png" for job in jobs]
     if all(sheet.exists() for sheet in sheets):
