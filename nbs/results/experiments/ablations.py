@@ -11,7 +11,6 @@ import torch
 
 from cfvae.autoencoder import psnr
 from cfvae.core import count_parameters, make_generator, seed_everything
-from cfvae.data import Shapes
 from cfvae.elbo import ELBO
 from cfvae.evaluation import class_accuracy
 from cfvae.files.codes import encode_dataset
@@ -25,7 +24,7 @@ from cfvae.runs.presets import preset
 from cfvae.runs.recorded import RecordedStep
 from cfvae.training import fit
 from jobs import Job, Record, Setting
-from judging import N, REFERENCE_SEED, floor, judge, judged, noise
+from judging import N, REFERENCE_SEED, floor, judge, judged, noise, shapes
 
 TRAINING_IMAGES = 10000
 GUIDANCE = Guidance(2.0)  # on the means
@@ -75,7 +74,7 @@ def training_codes(
 ) -> LatentDataset:
     "Codes of n training images; encoded once, by whoever asks first."
     pipe = stage_one()
-    return encode_dataset(pipe.autoencoder, Shapes(n), work / "codes", progress=False, scaler=pipe.scaler)
+    return encode_dataset(pipe.autoencoder, shapes(n), work / "codes", progress=False, scaler=pipe.scaler)
 
 
 def ablation(job: Job, setting: Setting) -> Record:
@@ -112,7 +111,7 @@ def _bound(model: HierarchicalVAE, sigma_q: float, setting: Setting) -> Record:
     "Rate and distortion on held-out codes, and what is left of the pictures."
     pipe = stage_one()
     n = setting.count(N)
-    x, labels = Shapes(n, seed=REFERENCE_SEED).batch(range(n))
+    x, labels = shapes(n, REFERENCE_SEED).batch(range(n))
     codes = pipe.encode(x)
     out = model(codes, labels, generator=make_generator(0))
     bound = ELBO(blurred_distortion(codes, out.distribution, sigma_q), out.rates)

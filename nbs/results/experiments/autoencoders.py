@@ -14,7 +14,7 @@ from cfvae.runs.presets import preset
 from cfvae.runs.recorded import RecordedStep
 from cfvae.training import fit
 from jobs import Job, Record, Setting
-from judging import N, REFERENCE_SEED, judge
+from judging import N, REFERENCE_SEED, judge, shapes
 
 # channels of the code, steps, training images
 RUNS: dict[str, tuple[int, int, int]] = {
@@ -40,7 +40,7 @@ def long_autoencoder(job: Job, setting: Setting) -> Record:
     if job.variant == LINEAR:
         return _linear_codes()
     channels, steps, images = RUNS[job.variant]
-    data = Shapes(setting.count(images), seed=0, size=16)
+    data = shapes(setting.count(images), size=16)
     model = _train(channels, setting.steps(steps), data, job.seed)
     with torch.no_grad():
         record = {
@@ -88,13 +88,13 @@ def _images(data: Shapes, n: int = 256) -> torch.Tensor:
 @functools.cache
 def unseen() -> torch.Tensor:
     "Lesson 02's unseen pictures, (256, 3, 16, 16)."
-    return _images(Shapes(256, seed=1, size=16))
+    return _images(shapes(256, 1, 16))
 
 
 @functools.cache
 def lesson_images() -> torch.Tensor:
     "Lesson 02's training pictures, (2000, 3, 16, 16)."
-    return _images(Shapes(2000, seed=0, size=16), 2000)
+    return _images(shapes(2000, size=16), 2000)
 
 
 def _errors(model: Autoencoder) -> Record:
@@ -167,7 +167,7 @@ def _linear_codes() -> Record:
     moved = x.roll(4, dims=3)
     record: Record = {}
     for images in (2000, 40000):
-        flat = _images(Shapes(images, seed=0, size=16), images).flatten(1)
+        flat = _images(shapes(images, size=16), images).flatten(1)
         mean, directions = principal_directions(flat)
 
         again = linear(x, mean, directions[:64])
@@ -218,12 +218,12 @@ def code_length(job: Job, setting: Setting) -> Record:
         device=setting.device,
     )
     seed_everything(job.seed)
-    data = Shapes(setting.count(10000))
+    data = shapes(setting.count(10000))
     state = fit(Autoencoder(config), data, reconstruction_loss(), training, [], RecordedStep())
     model = state.ema.module.cpu()
 
     n = setting.count(N)
-    x, labels = Shapes(n, seed=REFERENCE_SEED).batch(range(n))
+    x, labels = shapes(n, REFERENCE_SEED).batch(range(n))
     with torch.no_grad():
         again = torch.cat([model(part) for part in x.split(250)])
     return {

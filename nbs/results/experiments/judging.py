@@ -15,6 +15,16 @@ REFERENCE_SEED = 9  # of the real images: no model is trained on them
 
 
 @functools.cache
+def shapes(
+    n: int,  # how many
+    seed: int = 0,  # which
+    size: int = 32,  # height and width
+) -> Shapes:
+    "A data set that several jobs of a process share: drawing it takes a while."
+    return Shapes(n, seed, size)
+
+
+@functools.cache
 def judge() -> Classifier:
     "The shipped classifier."
     return shapes_classifier()
@@ -23,7 +33,7 @@ def judge() -> Classifier:
 @functools.cache
 def _reference(n: int) -> torch.Tensor:
     "The features of n real images, (n, 96)."
-    images, _ = Shapes(n, seed=REFERENCE_SEED).batch(range(n))
+    images, _ = shapes(n, REFERENCE_SEED).batch(range(n))
     return features(judge(), images)
 
 
@@ -48,7 +58,7 @@ def floor(
 ) -> Record:
     "Real images judged as if they were samples: the best that samples can do."
     n = setting.count(N)
-    images, labels = Shapes(n, seed=1000 + seed).batch(range(n))
+    images, labels = shapes(n, 1000 + seed).batch(range(n))
     return judged(images, labels)
 
 

@@ -16,6 +16,7 @@ from cfvae.training import Callback, Metrics, TrainingConfig, TrainingState, fit
 from cfvae.vae import VAE, VAEConfig, one_layer_loss
 from grid import sum_over_all
 from jobs import Job, Record, Setting
+from judging import shapes
 
 # steps, training images, last learning rate
 RUNS = {
@@ -31,7 +32,7 @@ def one_layer(job: Job, setting: Setting) -> Record:
     "Train one VAE, and measure what lesson 06 asks of it."
     beta, steps = _read(job.variant)
     images, final_rate = RUNS[steps]
-    data = Shapes(setting.count(images), seed=0, size=16)
+    data = shapes(setting.count(images), size=16)
     training = TrainingConfig(
         steps=setting.steps(steps),
         learning_rate=3e-3,
@@ -77,7 +78,7 @@ def _read(name: str) -> tuple[int, int]:
 @functools.cache
 def held_out() -> tuple[torch.Tensor, Shapes]:
     "Lesson 06's held-out images, (256, 3, 16, 16), and their data set."
-    data = Shapes(256, seed=1, size=16)
+    data = shapes(256, 1, 16)
     return data.batch(range(256))[0], data
 
 
