@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = [
     "SOLVERS",
+    "lean",
     "TransformerConfig",
     "FlowConfig",
+    "waves",
+    "position_waves",
     "KeyValueCache",
     "zero_linear",
     "TransformerBlock",
     "Transformer",
-    "lean",
     "FlowTransformer",
     "flow_loss",
     "sample_flow",
@@ -41,6 +43,18 @@ from .training import Batch, Loss, Metrics
 from .vae import mlp
 
 
+# %% ../nbs/15_comparison.ipynb #2575c0d8
+def lean(
+    states: torch.Tensor,  # (2n, ...): n predictions with the label, then n without; (n, ...) if weight is 0
+    weight: float,  # w; 0 is off
+) -> torch.Tensor:
+    "The guided prediction (15.3), (n, ...)."
+    if weight == 0:
+        return states
+    with_label, without = states.chunk(2)
+    return with_label + weight * (with_label - without)
+
+
 # %% ../nbs/15_comparison.ipynb #d5f62112
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
@@ -60,10 +74,8 @@ class TransformerConfig:
         check(self.num_classes >= 0, f"num_classes is {self.num_classes}: it must be 0 or more")
         divides = self.width % self.heads == 0
         check(divides, f"heads are {self.heads}, but must divide the width {self.width}")
-        check(
-            self.width % 2 == 0,
-            f"width is {self.width}: half of the time's waves are sines, so use an even one",
-        )
+        whole = self.width % 4 == 0
+        check(whole, f"width is {self.width}: positions are written in waves that need a multiple of 4")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +84,27 @@ class FlowConfig(TransformerConfig):
 
 
 # %% ../nbs/15_comparison.ipynb #d8b04c60
+def waves(
+    x: torch.Tensor,  # (n,)
+    frequencies: torch.Tensor,  # (k,)
+) -> torch.Tensor:
+    "Sines and cosines of numbers that a network could not tell apart as they are, (n, 2k)."
+    angles = x[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def position_waves(
+    resolution: int,  # height and width
+    width: int,  # of a token; a multiple of 4
+) -> torch.Tensor:
+    "Where each position is, as waves of its row and of its column, (resolution^2, width)."
+    frequencies = math.pi / 2 * torch.logspace(0, -1.5, width // 4)  # from 4 to 126 positions a period
+    along = waves(torch.arange(resolution), frequencies)
+    rows = along.repeat_interleave(resolution, dim=0)
+    columns = along.repeat(resolution, 1)
+    return torch.cat([rows, columns], dim=1)
+
+
 class KeyValueCache:
     "What the attention of one block keeps of the tokens so far."
 
@@ -157,7 +190,7 @@ class Transformer(nn.Module):
         super().__init__()
         width = config.width
         self.num_classes = config.num_classes
-        self.positions = nn.Parameter(0.02 * torch.randn(config.resolution**2, width))
+        self.positions = nn.Parameter(position_waves(config.resolution, width))  # training may change them
         self.label_table = nn.Embedding(config.num_classes + 1, width)  # the last row is the null label
         self.blocks = nn.ModuleList()
         for _ in range(config.depth):
@@ -207,18 +240,6 @@ class Transformer(nn.Module):
         return torch.cat([states, self.label_vectors(None, n)])
 
 
-# %% ../nbs/15_comparison.ipynb #2575c0d8
-def lean(
-    states: torch.Tensor,  # (2n, ...): n predictions with the label, then n without; (n, ...) if weight is 0
-    weight: float,  # w; 0 is off
-) -> torch.Tensor:
-    "The guided prediction (15.3), (n, ...)."
-    if weight == 0:
-        return states
-    with_label, without = states.chunk(2)
-    return with_label + weight * (with_label - without)
-
-
 # %% ../nbs/15_comparison.ipynb #7c00ff3d
 class FlowTransformer(nn.Module):
     "The velocity of a code on its way from noise to data, given where it is and when (15.2)."
@@ -232,8 +253,8 @@ class FlowTransformer(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        waves = torch.logspace(-0.5, 1.5, width // 2)  # no faster: the velocity changes slowly with time
-        self.register_buffer("frequencies", waves)
+        frequencies = torch.logspace(-0.5, 1.5, width // 2)  # no higher: velocity changes slowly with time
+        self.register_buffer("frequencies", frequencies)
         self.embed_time = mlp((width, width, width))
         self.project_in = nn.Linear(config.data_channels, width)
         self.transformer = Transformer(config, causal=False)
@@ -246,9 +267,7 @@ class FlowTransformer(nn.Module):
         label: torch.Tensor,  # (b, width), from `transformer.label_vectors`
     ) -> torch.Tensor:
         "(b, data_channels, R, R)."
-        angles = t[:, None] * self.frequencies
-        waves = torch.cat([angles.sin(), angles.cos()], dim=1)
-        condition = self.embed_time(waves) + label
+        condition = self.embed_time(waves(t, self.frequencies)) + label
         tokens = self.project_in(x.flatten(2).transpose(1, 2))
         velocity = self.project_out(self.transformer(tokens, condition))
         return velocity.float().transpose(1, 2).reshape(x.shape)
@@ -355,7 +374,7 @@ class AutoregressiveConfig(TransformerConfig):
 
 # %% ../nbs/15_comparison.ipynb #ed6bae91
 class AutoregressiveTransformer(nn.Module):
-    """Every entry's bin given all entries before it (15.4): position by position, channel by channel.
+    """Every entry's bin given all entries before it (15.6): position by position, channel by channel.
 
     A token is a position. Its channels are told apart by a small network behind the transformer."""
 
@@ -390,7 +409,7 @@ class AutoregressiveTransformer(nn.Module):
 def autoregressive_loss(
     label_drop: float = 0.1,  # probability of hiding a label; guidance needs it above 0
 ) -> Loss:
-    """Minus the log-probability of an example's bins, in nats (15.4), as `fit` wants it.
+    """Minus the log-probability of an example's bins, in nats (15.6), as `fit` wants it.
 
     Reports `bits_per_dim`: of the bins, not of a density."""
     check(0 <= label_drop < 1, f"label_drop is {label_drop}: it must be from 0 to below 1")
@@ -459,7 +478,9 @@ def training_flops(
     loss_fn: Loss,  # what it is trained for
     batch: Batch,  # examples, on the model's device
 ) -> int:
-    "Floating-point operations of one example in training: the matrix products and convolutions, both passes."
+    """Floating-point operations of one example in training, about what (15.7) says of a transformer.
+
+    Counted: the matrix products and convolutions of both passes."""
     trained = copy.deepcopy(model).train()
     generator = make_generator(0, device_of(model))
     # fused attention is not counted on every device; written out, it consists of matrix products
