@@ -14,7 +14,7 @@ from ..guidance import Guidance
 from ..pipeline import LatentVAEPipeline
 from ..runs.folder import load_model
 from .describing import list_names
-from .parsing import read_labels, read_numbers, split_list
+from .parsing import read_classes, read_labels, read_numbers
 from .writing import open_npz, prepare_file, prepare_image_folder, save_each, save_grid
 
 LARGEST_GRID = 4096  # images in one picture
@@ -88,7 +88,7 @@ def choose_labels(
     check(not both, "--classes and --labels say the same in two ways: give one of them")
     count = len(pipe.classes)
     if classes is not None:
-        chosen = pipe.class_indices(split_list(classes))
+        chosen = pipe.class_indices(read_classes(classes, pipe.classes))
     elif labels is not None:
         chosen = read_labels(labels, count)
     else:

@@ -76,7 +76,9 @@ FirstStage = Annotated[
     ),
 ]
 Stage = Annotated[str, Option(help="all, autoencoder or vae.")]
-Steps = Annotated[int | None, Option(help="Steps of each stage.", show_default=False)]
+Steps = Annotated[
+    int | None, Option(help="Steps of each stage; with --resume, of the second.", show_default=False)
+]
 MaxMinutes = Annotated[float | None, Option(help="Save and stop after so long.", show_default=False)]
 Resume = Annotated[
     bool, Option("--resume", help="Go on with the run in the folder; an empty folder is begun.")

@@ -1,5 +1,7 @@
 """What stands in one option as text: numbers, names, labels, depths."""
 
+from collections.abc import Sequence
+
 from ..core import CfvaeError, check
 
 
@@ -20,6 +22,29 @@ def read_numbers(
         way_out = "give a number, or one per resolution, lowest first, as in 1.5,1,0"
         raise CfvaeError(f"{option} is '{text}': {way_out}") from None
     return values[0] if len(values) == 1 else values
+
+
+def read_classes(
+    text: str,  # what --classes says, as cat,dog
+    known: Sequence[str],  # the model's classes
+) -> list[str]:
+    "Class names. A comma may be part of one, as in `tench, Tinca tinca`: the longest known name is meant."
+    most = 1 + max((name.count(",") for name in known), default=0)
+    parts = text.split(",")
+    names = []
+    while parts:
+        taken = 1
+        name = parts[0].strip()
+        for count in range(min(most, len(parts)), 0, -1):
+            joined = ",".join(parts[:count])
+            meant = [one for one in (joined, joined.strip()) if one in known]
+            if meant:
+                taken, name = count, meant[0]
+                break
+        if name:
+            names.append(name)
+        del parts[:taken]
+    return names
 
 
 def read_labels(

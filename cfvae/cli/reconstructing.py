@@ -62,10 +62,10 @@ def match_labels(
     images without labels."""
     if not pipe.classes:
         return None
+    labels = dataset.labels[indices].tolist()
+    check(min(labels) >= 0, f"{dataset.name}: the images have no labels, and this model needs them")
     unknown = [name for name in dataset.classes if name not in pipe.classes]
     message = f"{dataset.name}: the model knows no class {list_names(unknown, 3)}"
     check(not unknown, f"{message}: it was trained on {list_names(pipe.classes)}")
 
-    labels = dataset.labels[indices].tolist()
-    check(min(labels) >= 0, f"{dataset.name}: the images have no labels, and this model needs them")
     return pipe.class_indices([dataset.classes[label] for label in labels])

@@ -44,8 +44,11 @@ def choose_recipe(
     changes: dict[str, Any],  # field of the recipe -> value
     autoencoder: str | None = None,  # the source of a pretrained first stage, in place of the recipe's own
 ) -> Recipe:
-    "The recipe to train: the run's own where one goes on, else a preset; with changes."
+    """The recipe to train: the run's own where one goes on, else a preset; with changes.
+
+    Where a run goes on, steps are those of stage two, which learns from the codes of a finished stage one."""
     if resume and (out / "recipe.json").exists():
+        changes = {"vae_training.steps" if key == "steps" else key: value for key, value in changes.items()}
         recipe = load_recipe(out)
         begun = f"{out} was begun with the preset {recipe.name}, not {name}"
         check(name in (None, recipe.name), f"{begun}: leave --preset out, or choose another --out")

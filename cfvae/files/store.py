@@ -50,7 +50,11 @@ def new_folder(
                 raise
     except OSError as error:
         message = f"cannot write {target.name} in {printable(target.parent)} ({error.strerror or error})"
-        way_out = "free some space" if error.errno in DISK_FULL else "make that folder writable"
+        way_out = "make that folder writable"
+        if error.errno in DISK_FULL:
+            way_out = "free some space"
+        elif error.errno in (errno.ENOTDIR, errno.EEXIST):
+            way_out = "move away the file that is in its place"
         raise CfvaeError(f"{message}: {way_out}, or {ELSEWHERE}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -113,8 +113,11 @@ def claim_run(
 
 
 def _check_same_recipe(out: Path, recipe: Recipe) -> None:
+    may_differ = MAY_DIFFER
+    if load_data_note(out) is not None:  # then the images are compared, wherever they lie now
+        may_differ = MAY_DIFFER | {"data"}
     begun_with = _plain(config_to_dict(load_recipe(out)))
-    changed = _differences(begun_with, _plain(config_to_dict(recipe)))
+    changed = _differences(begun_with, _plain(config_to_dict(recipe)), may_differ)
     check(
         not changed,
         f"{out} was begun with another recipe ({'; '.join(changed[:3])}): "
@@ -142,14 +145,16 @@ def _write_json(path: Path, value: dict[str, typing.Any]) -> None:
     write_synced(path, json.dumps(value, indent=1).encode())
 
 
-def _differences(before: dict[str, typing.Any], now: dict[str, typing.Any], prefix: str = "") -> list[str]:
+def _differences(
+    before: dict[str, typing.Any], now: dict[str, typing.Any], may_differ: set[str], prefix: str = ""
+) -> list[str]:
     "The settings that decide what is learned and have changed, one line each."
     lines = []
     for key, value in now.items():
         earlier = before.get(key)
         if isinstance(value, dict) and isinstance(earlier, dict):
-            lines += _differences(earlier, value, f"{prefix}{key}.")
-        elif earlier != value and not {key, f"{prefix}{key}"} & MAY_DIFFER:
+            lines += _differences(earlier, value, may_differ, f"{prefix}{key}.")
+        elif earlier != value and not {key, f"{prefix}{key}"} & may_differ:
             lines.append(f"{prefix}{key}: {earlier} there, {value} now")
     return lines
 

@@ -1,12 +1,14 @@
 "Tests of cfvae.cli.training: runs that end, that are stopped, that are refused."
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
 from commandline import TINY, at_step, call, done, refused
+from PIL import Image
 from safetensors.torch import load_file
 
 from cfvae import data, evaluation
@@ -31,7 +33,11 @@ def test_train_says_where_the_model_is_and_what_to_do_next(run):
 def test_an_existing_run_is_kept(run):
     before = Path("run/recipe.json").read_bytes()
     refused(f"{TINY} --out run --steps 30", "run already holds a run", "--resume")
-    refused("train --out run --resume --steps 31", "begun with another recipe", "steps: 30 there, 31 now")
+    refused(
+        "train --out run --resume --set autoencoder_training.steps=31",
+        "begun with another recipe",
+        "steps: 30 there, 31 now",
+    )
     refused("train --out run --resume --preset cifar10", "begun with the preset shapes-demo, not cifar10")
     assert Path("run/recipe.json").read_bytes() == before
     unlearned = "train --out run --resume --set checkpoint_every=7"  # changes nothing that is learned
@@ -55,6 +61,34 @@ def test_stages_limits_and_resuming():
     assert not Path("parts/vae").exists()
     assert "done: the model is in parts/pipeline" in done("train --out parts --resume")
     assert json.loads(Path("parts/recipe.json").read_text())["vae_training"]["seed"] == 3
+
+
+def test_a_run_can_be_trained_longer(run):
+    "And its first stage stays as it is: the codes are its."
+    shutil.copytree("run", "longer")
+    first = Path("longer/autoencoder/model/model.safetensors").read_bytes()
+    assert "done" in done("train --out longer --resume --steps 33")
+    recipe = json.loads(Path("longer/recipe.json").read_text())
+    assert recipe["autoencoder_training"]["steps"] == 30 and recipe["vae_training"]["steps"] == 33
+    assert load_checkpoint("longer/vae/checkpoints")[0] == 33
+    assert Path("longer/autoencoder/model/model.safetensors").read_bytes() == first
+
+
+def test_a_run_follows_its_images_to_another_place():
+    for name, grey in (("a", 50), ("b", 200)):
+        Path("here", name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (32, 32), (grey, 10 * i, 0)).save(f"here/{name}/{i}.png")
+    done(f"{TINY} --out moved --steps 2 --data folder:here --stage autoencoder")
+    Path("here").rename("there")
+    refused("train --out moved --resume", "here does not exist")
+    assert "done" in done("train --out moved --resume --data folder:there")
+    assert json.loads(Path("moved/recipe.json").read_text())["data"] == "folder:there"
+
+    Path("there/a/0.png").unlink()
+    refused("train --out moved --resume --data folder:there", "begun with other images")
+    Path("moved/data.json").unlink()  # then nothing but the name of the place is known
+    refused("train --out moved --resume --data shapes:n=60", "data: folder:there there, shapes:n=60 now")
 
 
 def test_set_goes_before_the_short_options():

@@ -9,7 +9,7 @@ import json
 import multiprocessing
 import traceback
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -27,29 +27,33 @@ Task = tuple[str, Callable[..., Record], Record]  # experiment, what makes a rec
 
 
 def _tasks() -> list[Task]:
-    "Every record that is to be made; the longest first."
+    "Every record that is to be made, the experiments that lessons need most first."
     tasks: list[Task] = []
-    arms: list[Record] = [
-        {"side": "pixels", "with_autoencoder": True},
-        {"side": "pixels"},
-        {"side": "pixels", "schedule": "fine first"},
-        {"side": "codes"},
-        {"side": "codes, larger"},
-    ]
-    for seed in SEEDS:
-        tasks += [("10-budget", budget, {**arm, "seed": seed}) for arm in arms]
-        tasks += [("09-reweighting", reweighting, {"name": name, "seed": seed}) for name in PIXEL_SCHEDULES]
-        tasks += [("09-schedules", schedules, {"name": name, "seed": seed}) for name in SCHEDULES]
-    for seed, steps, steepness in itertools.product(SEEDS, (1500, 150), (1, 10, 1000)):
-        tasks.append(("09-pull", pull, {"steepness": steepness, "steps": steps, "seed": seed}))
-    for seed, rate, side, sigma_q in itertools.product(
-        SEEDS, (3e-3, 1e-2, 3e-2, 1e-1), ("pixels", "codes"), (0.035, 0.1)
-    ):
-        options = {"side": side, "sigma_q": sigma_q, "rate": rate, "seed": seed}
-        tasks.append(("10-steadiness", steadiness, options))
+    for seed, name in itertools.product(SEEDS, PIXEL_SCHEDULES):
+        tasks.append(("09-reweighting", reweighting, {"name": name, "seed": seed}))
     for seed, setting in itertools.product(SEEDS, settings()):
         tasks.append(("11-shapes", _guided_shapes, {"setting": setting, "seed": seed}))
+    for seed, setting in itertools.product(SEEDS, settings()):
         tasks.append(("11-cifar10", _guided_photographs, {"setting": setting, "seed": seed}))
+
+    arms: list[Record] = [
+        {"side": "pixels", "with_autoencoder": True},
+        {"side": "codes"},
+        {"side": "pixels"},
+        {"side": "pixels", "schedule": "fine first"},
+        {"side": "codes, larger"},
+    ]
+    for seed, arm in itertools.product(SEEDS, arms):
+        tasks.append(("10-budget", budget, {**arm, "seed": seed}))
+    rates, sigmas = (3e-3, 1e-2, 3e-2, 1e-1), (0.035, 0.1)
+    for seed, rate, side, sigma_q in itertools.product(SEEDS, rates, ("pixels", "codes"), sigmas):
+        options = {"side": side, "sigma_q": sigma_q, "rate": rate, "seed": seed}
+        tasks.append(("10-steadiness", steadiness, options))
+
+    for seed, name in itertools.product(SEEDS, SCHEDULES):
+        tasks.append(("09-schedules", schedules, {"name": name, "seed": seed}))
+    for seed, steps, steepness in itertools.product(SEEDS, (1500, 150), (1, 10, 1000)):
+        tasks.append(("09-pull", pull, {"steepness": steepness, "steps": steps, "seed": seed}))
     return tasks
 
 
@@ -66,30 +70,28 @@ def _guided_photographs(setting: Record, seed: int, device: str) -> Record:
 def _make(task: Task, device: str) -> Record:
     "One record, with what it was made from."
     torch.set_num_threads(1)
-    experiment, make, options = task
-    return {"experiment": experiment, **options, **make(**options, device=device)}
+    _, make, options = task
+    return {**options, **make(**options, device=device)}
 
 
 def run(
     tasks: list[Task],
     device: str,  # "cpu" or "cuda"
     workers: int,  # processes side by side
-) -> dict[str, list[Record]]:
-    "The records of each experiment, in the order of the tasks. One that fails is reported and left out."
-    made: dict[str, list[Record]] = {}
+) -> Iterator[tuple[str, Record]]:
+    "Every record with its experiment, in the order of the tasks. One that fails is reported and left out."
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
         futures = [pool.submit(_make, task, device) for task in tasks]
-        for task, future in zip(tasks, futures, strict=True):
+        for (experiment, _, options), future in zip(tasks, futures, strict=True):
             try:
                 record = future.result()
-            except Exception:
-                print(task[0], task[2], "failed", flush=True)
+            except Exception:  # the others go on
+                print(experiment, options, "failed", flush=True)
                 traceback.print_exc()
                 continue
-            made.setdefault(record.pop("experiment"), []).append(record)
-            print(task[0], task[2], "done", flush=True)
-    return made
+            print(experiment, options, "done", flush=True)
+            yield experiment, record
 
 
 def _rounded(records: list[Record]) -> typing.Any:
@@ -110,8 +112,12 @@ def main(arguments: list[str] | None = None) -> None:
 
     chosen = [task for task in tasks if task[0] in options.only]
     options.out.mkdir(parents=True, exist_ok=True)
-    for name, records in run(chosen, options.device, options.workers).items():
+    made: dict[str, list[Record]] = {}
+    for name, record in run(chosen, options.device, options.workers):
+        records = made.setdefault(name, [])
+        records.append(record)
         about = {"device": options.device, "torch": torch.__version__, "records": _rounded(records)}
+        # anew with every record: whatever ends the run, what was made is kept
         (options.out / f"{name}.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
 
 
