@@ -63,7 +63,8 @@ def match_labels(
     if not pipe.classes:
         return None
     labels = dataset.labels[indices].tolist()
-    check(min(labels) >= 0, f"{dataset.name}: the images have no labels, and this model needs them")
+    way_out = "put those of each class into a folder of its own"
+    check(min(labels) >= 0, f"{dataset.name}: the images have no labels, which this model needs: {way_out}")
     unknown = [name for name in dataset.classes if name not in pipe.classes]
     message = f"{dataset.name}: the model knows no class {list_names(unknown, 3)}"
     check(not unknown, f"{message}: it was trained on {list_names(pipe.classes)}")

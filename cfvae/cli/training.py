@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 import typer
+from accelerate import PartialState
 
 from .. import evaluation
 from ..core import CfvaeError, check
@@ -72,6 +73,8 @@ def train(
     folder = shlex.quote(str(out))
     resume_command = f"cfvae train --out {folder} --resume"
     train_or_exit(recipe, out, resume_command, stage, resume, max_minutes)
+    if not PartialState().is_main_process:
+        return
     if stage == "autoencoder":
         say(f"done: the autoencoder is in {out / 'autoencoder' / 'model'}. Next: {resume_command}")
     else:

@@ -51,7 +51,7 @@ def test_reconstruct_matches_classes_by_name(run, monkeypatch):
     refused(line, "two: the model knows no class cat", "disc")
     Path("flat").mkdir()
     Image.new("RGB", (32, 32)).save("flat/a.png")
-    refused("reconstruct run --data folder:flat --n 1 --out x.png", "flat", "all")
+    refused("reconstruct run --data folder:flat --n 1 --out x.png", "flat: the images have no labels")
 
 
 def test_reconstruct_without_classes(plain):
