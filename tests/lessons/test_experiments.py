@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "nbs/results/experiments"))
 
 import ablations
 import autoencoders
+import claims
 import grid
 import judging
 import one_layer
@@ -159,3 +160,16 @@ def test_tables_need_not_be_complete(tmp_path):
 def test_every_job_has_a_file_of_its_own():
     names = [job.name for experiment in EXPERIMENTS for job in jobs_of(experiment)]
     assert len(names) == len(set(names)) > 100
+
+
+def test_a_claim_without_results_is_not_measured(tmp_path):
+    runs = [{"numbers": 64, "psnr": 20 + seed, "recognised": 0.5, "n": 1000} for seed in range(2)]
+    about = {"runs": runs, "seeds": [0, 1], "hardware": ["one core"]}
+    write_json(tmp_path / "controls/code_length.json", about)
+    claims.write_claims(tmp_path)
+    rows = json.loads((tmp_path / "claims.json").read_text())["rows"]
+    measured = {row["claim"]: row["measured"] for row in rows}
+    assert len(rows) == 7 and measured.pop("The code is short and keeps what is perceived").startswith(
+        "Of 3,072 numbers of a picture, 64 numbers: 20.5 ± 0.5 dB, 50 ± 0.0 % recognised"
+    )
+    assert set(measured.values()) == {claims.NOT_MEASURED}

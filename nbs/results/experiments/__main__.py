@@ -24,9 +24,11 @@ def main() -> None:
         jobs = [job for experiment in chosen for job in jobs_of(experiment)]
         run_all(jobs, setting, EXPERIMENTS, arguments.jobs, arguments.minutes)
     if not arguments.records_only:
-        import summary  # draws, which a machine that only computes need not be able to do
+        import claims  # these draw, which a machine that only computes need not be able to do
+        import summary
 
         summary.summarise(setting.records, arguments.out)
+        claims.write_claims(arguments.out)
 
 
 def _parser() -> argparse.ArgumentParser:
