@@ -58,7 +58,7 @@ def detail(results: Path) -> Record | None:
     coarse, whole = map(statistics.fmean, zip(*halves, strict=True))
     known = [record["recognised_by_depth"][3] for record in plain]
     return {
-        "measured": f"The layers at 8 x 8 and 16 x 16 hold {shown(fine, 100)} % of the nats of a pixel model. "
+        "measured": f"The layers at 8 x 8 and 16 x 16 hold {shown(fine, 100)} % of a pixel model's nats. "
         f"They take the error from {coarse:.0f} to {whole:.0f} grey levels; {shown(known, 100)} % of the "
         "pictures are recognised without them.",
         "n": 1000,
