@@ -59,10 +59,19 @@ def _experiments(
     "Every file that says what it is about, with its picture."
     parts = []
     for path in sorted(folder.rglob("*.json")):
-        about = json.loads(path.read_text(encoding="utf-8"))
-        if path != CLAIMS and isinstance(about, dict) and "about" in about:
-            parts += experiment(path, about)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if path != CLAIMS and isinstance(content, dict) and (about := _about(content)):
+            parts += experiment(path, {**content, "about": about})
     return ["## Experiments", ABOUT_EXPERIMENTS, *parts] if parts else []
+
+
+def _about(content: dict[str, Any]) -> str | None:
+    "What a file says that it is, or the command that made it."
+    if "question" in content:
+        question = content["question"]
+        command = f"cfvae evaluate {question['model']} --data {question['data']} --n {question['n']}"
+        return f"What `{command}` found."
+    return content.get("about")
 
 
 def experiment(
@@ -162,6 +171,7 @@ def _all_dicts(values: Any) -> bool:
 
 
 def _row_table(rows: list[dict], name: str) -> list[str]:
+    rows = [row | row["measures"] if isinstance(row.get("measures"), dict) else row for row in rows]
     columns: dict[str, None] = {}  # in the order of their first appearance
     for row in rows:
         columns |= {key: None for key, cell in row.items() if _is_plain(cell)}
@@ -180,8 +190,8 @@ def _is_plain(value: object) -> bool:
 
 
 def _has_error(value: object) -> bool:
-    "Whether it is a mean with its standard error."
-    return isinstance(value, dict) and value.keys() == {"mean", "se"}
+    "Whether it is a number with its standard error."
+    return isinstance(value, dict) and value.keys() in ({"mean", "se"}, {"value", "error"})
 
 
 def _table(columns: list[str], rows: list) -> str:
@@ -201,7 +211,7 @@ def _cell(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, dict):
-        return _with_error(value["mean"], value["se"])
+        return _with_error(*value.values())
     if isinstance(value, list):
         return ", ".join(map(_cell, value))
     text = f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -407,6 +407,14 @@ def test_experiments_become_pages_with_errors(tmp_path, monkeypatch):
     assert "| the recipe | 0.361 ± 0.012 |" in text and "hidden" not in text
 
 
+def test_an_evaluation_becomes_a_table():
+    measures = {"frechet": {"value": 0.3789, "error": 0.0691}, "accuracy": {"value": 1.0, "error": 0.0}}
+    rows = [{"images": "unguided", "measures": measures}]
+    text = "\n\n".join(results.tables({"rows": rows}))
+    assert "| images | frechet | accuracy |" in text
+    assert "| unguided | 0.379 ± 0.069 | 1 |" in text
+
+
 def test_long_tables_are_left_to_their_file():
     assert results.tables([{"value": 1}] * (results.LONGEST + 1)) == []
 
