@@ -87,6 +87,7 @@ def sample(
     temperature: options.Temperature = "1",
     seed: options.Seed = 0,
     device: options.Device = "auto",
+    precision: options.DrawingPrecision = "fp32",
     batch_size: options.BatchSize = 64,
     out: options.GridFile = None,
     out_dir: options.ImageFolder = None,
@@ -97,7 +98,7 @@ def sample(
 
     targets = drawing.Targets(out, out_dir, npz)
     targets.validate(n)
-    style = drawing.read_style(mean_weight, var_weight, temperature)
+    style = drawing.read_style(mean_weight, var_weight, temperature, precision)
     pipe = drawing.load_pipeline(model, device)
     chosen = drawing.choose_labels(pipe, n, classes, labels)
     drawing.sample(pipe, chosen, n, style, seed, batch_size, targets)

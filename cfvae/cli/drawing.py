@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..core import check, get_device, make_generator
 from ..guidance import Guidance
-from ..pipeline import LatentVAEPipeline
+from ..pipeline import LatentVAEPipeline, resolve_precision
 from ..runs.folder import load_model
 from .describing import list_names
 from .parsing import read_classes, read_labels, read_numbers
@@ -58,13 +58,14 @@ class Style:
 
     guidance: Guidance  # how far towards the label
     temperature: float | tuple[float, ...]  # one, or one per resolution
+    precision: str  # auto, fp32 or bf16
 
 
-def read_style(mean_weight: str, var_weight: str, temperature: str) -> Style:
+def read_style(mean_weight: str, var_weight: str, temperature: str, precision: str = "fp32") -> Style:
     "What the options of the same names say."
     means = read_numbers(mean_weight, "--mean-weight")
     variances = read_numbers(var_weight, "--var-weight")
-    return Style(Guidance(means, variances), read_numbers(temperature, "--temperature"))
+    return Style(Guidance(means, variances), read_numbers(temperature, "--temperature"), precision)
 
 
 def load_pipeline(
@@ -104,7 +105,7 @@ def sample(
     pipe: LatentVAEPipeline,  # the model
     labels: list[int] | None,  # one per image
     n: int,  # how many images
-    style: Style,  # guidance and temperature
+    style: Style,  # guidance, temperature and precision
     seed: int,  # of the noise
     batch_size: int,  # images at a time
     targets: Targets,  # where to
@@ -125,18 +126,19 @@ def sample(
 def check_style(
     pipe: LatentVAEPipeline,  # the model
     labels: list[int] | None,  # one per image
-    style: Style,  # guidance and temperature
+    style: Style,  # guidance, temperature and precision
 ) -> None:
     "Raise `CfvaeError`, before any file is made, for what the model cannot do: drawing no image finds out."
     no_labels = None if labels is None else torch.zeros(0, dtype=torch.int64)
     pipe.vae.sample(0, no_labels, style.guidance, style.temperature)
+    resolve_precision(style.precision, pipe.device)
 
 
 def draw(
     pipe: LatentVAEPipeline,  # the model
     labels: list[int] | None,  # one per image
     n: int,  # how many images
-    style: Style,  # guidance and temperature
+    style: Style,  # guidance, temperature and precision
     seed: int,  # of the noise
     batch_size: int,  # images at a time
 ) -> Iterator[np.ndarray]:
@@ -158,6 +160,7 @@ def draw(
             eps,
             output_type="np",
             batch_size=count,
+            precision=style.precision,
         )
         yield drawn.images
 

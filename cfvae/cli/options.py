@@ -113,6 +113,14 @@ VarWeight = Annotated[str, Option(help="Guidance of the variances; 0 is off.")]
 Temperature = Annotated[str, Option(help="Scales the noise: below 1 more typical, 0 the modes.")]
 Seed = Annotated[int, Option(help="The same seed gives the same images.")]
 BatchSize = Annotated[int, Option(min=1, help="Images at a time.")]
+DrawingPrecision = Annotated[
+    str,
+    Option(
+        "--precision",
+        help="fp32, the same images everywhere; bf16, faster where the hardware has it, slightly other "
+        "images; or auto.",
+    ),
+]
 GridFile = Annotated[
     Path | None, Option(metavar="PNG", help="One picture of all images.", show_default=False)
 ]

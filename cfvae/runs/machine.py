@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from .. import __version__
-from ..training import bf16_is_fast
 
 REPEATS = 5  # of whatever is timed, at least
 LARGEST_MATRIX = 8192  # rows of the largest matrix that is multiplied
@@ -73,16 +72,6 @@ def _cpu_name() -> str:
         if field.strip() == "model name":
             return value.strip()
     return platform.processor() or platform.machine()
-
-
-def resolve_precision(
-    precision: str,  # as in `TrainingConfig.precision`
-    device: torch.device,  # where training runs
-) -> str:
-    "fp32 or bf16: what auto means on a device."
-    if precision != "auto":
-        return precision
-    return "bf16" if bf16_is_fast(device) else "fp32"
 
 
 # --- the clock

@@ -53,6 +53,13 @@ def test_the_seed_decides_and_neither_n_nor_the_batch_size(run):
     assert Path("seed-a.npz").read_bytes() == Path("seed-b.npz").read_bytes()
 
 
+def test_precision_reaches_the_model(run):
+    done("sample run --n 3 --npz fp32.npz")
+    done("sample run --n 3 --precision bf16 --npz bf16.npz")
+    difference = abs(array("fp32.npz").astype(int) - array("bf16.npz"))
+    assert difference.any() and difference.mean() < 2
+
+
 def test_classes_labels_and_what_pipe_draws(run):
     star, heart = CLASSES.index("star"), CLASSES.index("heart")
     done("sample run --n 5 --classes star,heart --npz names.npz --out-dir names")
@@ -129,6 +136,7 @@ def test_what_the_model_cannot_do_is_refused_before_anything_is_made(plain, monk
         ("--out x.png --n many", ["'--n'"]),
         ("--out x.png --n 4097", ["4096", "--out-dir"]),
         ("--out x.png --batch-size 0", ["'--batch-size'"]),
+        ("--out x.png --precision half", ["precision is 'half'", "fp32 or bf16"]),
         ("--out x.png --mean-weight a", ["--mean-weight is 'a'"]),
         ("--out x.png --var-weight nan", ["var_weight is nan"]),
         ("--out x.png --mean-weight 1,2", ["mean_weight has 2 entries"]),

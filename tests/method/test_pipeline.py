@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from cfvae import pipeline
 from cfvae.autoencoder import Autoencoder, AutoencoderConfig
 from cfvae.core import CfvaeError, make_generator, seed_everything
 from cfvae.guidance import Guidance
-from cfvae.hvae import HierarchicalVAE, HierarchicalVAEConfig
+from cfvae.hvae import HierarchicalVAE, HierarchicalVAEConfig, TopDownBlock
 from cfvae.latents import LatentScaler
-from cfvae.pipeline import LatentVAEPipeline, load_first_stage
+from cfvae.pipeline import LatentVAEPipeline, load_first_stage, resolve_precision
 from cfvae.pretrained import describe_pretrained, import_diffusers, load_pretrained
 
 CLASSES = ("cat", "dog", "<owl> & co")
@@ -110,6 +111,56 @@ def test_temperature(pipe):
     assert torch.allclose(cold, cold[:1].expand_as(cold), atol=1e-5)
     with pytest.raises(CfvaeError, match="temperature"):
         pipe([0], temperature=(1.0, 1.0, 1.0))
+
+
+def test_precision_that_auto_stands_for(monkeypatch):
+    cpu = torch.device("cpu")
+    assert resolve_precision("fp32", cpu) == "fp32" and resolve_precision("bf16", cpu) == "bf16"
+    for fast, name in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(pipeline, "bf16_is_fast", lambda device, fast=fast: fast)
+        assert resolve_precision("auto", cpu) == name
+
+
+def test_bf16_draws_almost_the_same(pipe, monkeypatch):
+    request = {"guidance": Guidance(1, 1), "eps": pipe.vae.noise(3, make_generator(0))}
+    exact = draw(pipe, [0, 1, 2], **request)
+    coarse = draw(pipe, [0, 1, 2], precision="bf16", **request)
+    assert 0 < (exact - coarse).abs().max() < 0.05
+    assert torch.equal(exact, draw(pipe, [0, 1, 2], **request))  # nothing of it is left behind
+
+    monkeypatch.setattr(pipeline, "bf16_is_fast", lambda device: True)
+    assert torch.equal(coarse, draw(pipe, [0, 1, 2], precision="auto", **request))
+    with torch.autocast("cpu", torch.bfloat16):  # of somebody else
+        assert torch.equal(exact, draw(pipe, [0, 1, 2], **request))
+
+
+def test_bf16_reconstructs_almost_the_same(pipe):
+    x = 2 * torch.rand(2, 3, 16, 16, generator=make_generator(0)) - 1
+    for depth in (0, None):
+        exact, coarse = (pipe.reconstruct(x, [0, 1], depth, precision) for precision in ("fp32", "bf16"))
+        assert 0 < (exact - coarse).abs().max() < 0.1 and coarse.dtype == torch.float32
+
+
+def test_the_state_of_the_decoder_stays_in_float32(monkeypatch):
+    "Where the width changes, too: there the state leaves a convolution, which computes in bf16."
+    vae = HierarchicalVAE(HierarchicalVAEConfig(**SIZES | {"widths": (16, 8)}, num_classes=len(CLASSES)))
+    uneven = LatentVAEPipeline(build().autoencoder, vae, LatentScaler(0.0, 1.0), CLASSES)
+    types = []
+    original = TopDownBlock.merge
+
+    def merge(self, h, z, residual, label):
+        types.append((h.dtype, residual.dtype))
+        return original(self, h, z, residual, label)
+
+    monkeypatch.setattr(TopDownBlock, "merge", merge)
+    uneven([0], precision="bf16")
+    assert types == [(torch.float32, torch.bfloat16)] * 3
+
+
+def test_a_drawing_that_fails_leaves_the_model_as_it_was(pipe):
+    with pytest.raises(CfvaeError, match="temperature"):
+        pipe([0], temperature=-1, precision="bf16")
+    assert not any(up._forward_hooks for up in pipe.vae.decoder.ups)
 
 
 def test_output_types(pipe):
@@ -434,6 +485,7 @@ CONTRADICTIONS = {
     "unknown_type": (lambda p: {"n": 1, "output_type": "jpg"}, "output_type is 'jpg'"),
     "no_type": (lambda p: {"n": 1, "output_type": None}, "output_type is 'None'"),
     "types": (lambda p: {"n": 1, "output_type": ["np"]}, "output_type is"),
+    "half_precision": (lambda p: {"n": 1, "precision": "fp16"}, "precision is 'fp16': use auto"),
 }
 
 
