@@ -1,0 +1,284 @@
+"""Models of several kinds on the same data, the same first stage and the same training FLOPs, and what their
+samples are worth: one folder with all of it, which a comparison that was killed takes up again."""
+
+import dataclasses
+import functools
+import json
+import statistics
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_model
+
+from ..checkpoints import write_synced
+from ..core import check, config_to_dict, count_parameters, get_device
+from ..files.lock import LOCK_FILE, OWNER_FILE, FolderLock
+from ..files.names import first_few
+from ..pipeline import LatentVAEPipeline
+from ..recipes import Recipe
+from .compare_contestant import Contestant, Material
+from .compare_crew import Crew
+from .compare_figures import write_figures
+from .compare_judging import Jury, Point, call_jury, judge_point, measure_cost, measure_floors
+from .compare_material import Plan, gather, given_pipeline
+from .compare_models import MODELS
+from .compare_pictures import write_pictures
+from .compare_training import (
+    Fields,
+    Job,
+    example_flops,
+    load_trained,
+    read_result,
+    run_job,
+    steps_for,
+)
+from .machine import describe_machine
+from .output import say
+
+MOST_ON_A_CPU = 128  # evaluations for an image; more take hours there
+
+
+def compare(
+    recipe: Recipe,  # of data, first stage and VAE
+    plan: Plan,  # what is compared, and how
+    out: Path,  # a folder of its own, or that of the same comparison, which goes on
+) -> Fields:
+    "Train, draw and judge; what comparison.json holds. Raises `CfvaeError` where that cannot be done."
+    _check_folder(out)
+    place = get_device(plan.device)
+    with FolderLock(out):
+        pipe = given_pipeline(plan)
+        material, real, others = gather(recipe, plan, pipe, out)
+        contestants = _applicable(plan, material)
+        flops = {name: example_flops(contestant) for name, contestant in contestants.items()}
+        budget = plan.budget or _budget_of_recipe(material)
+        steps = {name: steps_for(contestant, budget, flops[name]) for name, contestant in contestants.items()}
+        _claim(out, material, plan, budget)
+        if plan.vae is not None and pipe is not None:
+            _adopt(pipe, material, out)
+        finals = _finals(plan, contestants)
+        jury = call_jury(material, plan.features, real, place)
+
+        with Crew(material, plan.jobs) as crew:
+            _train_all(crew, contestants, finals, steps, out)
+            points = _points(contestants, finals, place)
+            judges = crew if place.type == "cpu" else Crew(material, jobs=1)
+            judge = functools.partial(judge_point, jury=jury, device=place, out=out)
+            judges.run(judge, [point for point in points if not (out / point.path).is_file()])
+
+        costs = _measure_costs(contestants, points, place, out)
+        floors = _keep(out / "floors.json", lambda: measure_floors(material, jury, others, place))
+        models = {}
+        for name, contestant in contestants.items():
+            jobs = [job for job in finals if job.model == name]
+            models[name] = _describe_model(contestant, jobs, flops[name], out)
+        about = _about(material, plan, budget, jury, place)
+        comparison = {**about, "floors": floors, "models": models, "points": _collect(points, costs, out)}
+        write_synced(out / "comparison.json", json.dumps(comparison, indent=1).encode())
+        write_figures(comparison, out)
+        write_pictures(material, contestants, real, place, out)
+        return comparison
+
+
+def _check_folder(out: Path) -> None:
+    "Raises `CfvaeError` for a folder with anything but a comparison."
+    check(out != Path(), "--out is empty, or the current folder: name a folder, such as runs/comparison")
+    check(out.is_dir() or not out.exists(), f"{out} is a file: choose another --out")
+    if out.is_dir() and not (out / "settings.json").is_file():
+        known = {"first-stage", "codes", LOCK_FILE, OWNER_FILE}  # what is written before the settings
+        foreign = sorted(path.name for path in out.iterdir() if path.name not in known)
+        check(
+            not foreign, f"{out} holds files but no comparison ({first_few(foreign)}): choose another --out"
+        )
+
+
+def _applicable(plan: Plan, material: Material) -> dict[str, Contestant]:
+    "The models that can be had of the data; a line for every other one."
+    contestants = {}
+    for name in plan.models:
+        contestant = MODELS[name](material)
+        if contestant.obstacle:
+            say(f"{name} is left out: {contestant.obstacle}")
+        else:
+            contestants[name] = contestant
+    check(bool(contestants), "no model is left to compare")
+    return contestants
+
+
+def _finals(plan: Plan, contestants: dict[str, Contestant]) -> list[Job]:
+    "The trainings that are judged: one a model and seed, and of a VAE that was trained before the one."
+    finals = []
+    for name in contestants:
+        seeds = 1 if name == "vae" and plan.vae is not None else plan.seeds
+        finals += [Job(name, seed) for seed in range(seeds)]
+    return finals
+
+
+def _budget_of_recipe(material: Material) -> float:
+    "Training FLOPs of the recipe's stage two."
+    training = material.recipe.vae_training
+    return example_flops(MODELS["vae"](material)) * training.batch_size * training.steps
+
+
+def _claim(out: Path, material: Material, plan: Plan, budget: float) -> None:
+    "Note what all results rest on. Raises `CfvaeError` where those that are there rest on something else."
+    recipe = config_to_dict(material.recipe)
+    for part in ("autoencoder_training", "vae_training"):
+        del recipe[part]["device"]
+    settings = {
+        "recipe": recipe,
+        "images": material.images.fingerprint,
+        "codes": material.codes.fingerprint,
+        "budget": budget,
+        "n": plan.n,
+        "features": plan.features,
+        "vae": plan.vae,
+    }
+    settings = json.loads(json.dumps(settings))
+    path = out / "settings.json"
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
+    changed = [name for name in settings if settings[name] != earlier.get(name)]
+    check(
+        not changed,
+        f"{out} holds a comparison with another {' and another '.join(changed)}: "
+        "give the same command again to go on with it, or choose another --out",
+    )
+    write_synced(path, json.dumps(settings, indent=1).encode())
+
+
+def _adopt(pipe: LatentVAEPipeline, material: Material, out: Path) -> None:
+    "Put a VAE that was trained before in the place of one trained here."
+    folder = out / Job("vae", seed=0).folder
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(pipe.vae.cpu(), str(folder / "model.safetensors"))
+    training = material.recipe.vae_training
+    result: Fields = {
+        "rate": training.learning_rate,
+        "steps": training.steps,
+        "batch_size": training.batch_size,
+        "loss": None,
+        "curve": [],
+        "parameters": count_parameters(pipe.vae),
+        "seconds": None,  # it was trained elsewhere
+        "peak_memory": None,
+    }
+    write_synced(folder / "result.json", json.dumps(result, indent=1).encode())
+
+
+# --- trainings and points
+
+
+def _train_all(
+    crew: Crew[Material],
+    contestants: dict[str, Contestant],
+    finals: Sequence[Job],
+    steps: dict[str, int],
+    out: Path,
+) -> None:
+    "First all tries, then the trainings with the rates that they chose; what is there is not done again."
+    pending = [job for job in finals if read_result(job, out) is None]
+    tries = [attempt for job in pending for attempt in job.tries(contestants[job.model])]
+    task = functools.partial(run_job, steps=steps, out=out)
+    crew.run(task, [attempt for attempt in tries if read_result(attempt, out) is None])
+    crew.run(task, pending)
+
+
+def _points(contestants: dict[str, Contestant], finals: Sequence[Job], place: torch.device) -> list[Point]:
+    "Every way to draw from every trained model, the longest first."
+    points = []
+    for job in finals:
+        contestant = contestants[job.model]
+        points += [Point(job, style) for style in contestant.styles if contestant.can_draw(style)]
+    if place.type == "cpu":
+        short = [point for point in points if point.style.evaluations <= MOST_ON_A_CPU]
+        if len(short) < len(points):
+            say(f"more than {MOST_ON_A_CPU} evaluations an image are drawn on a GPU only")
+        points = short
+    return sorted(points, key=lambda point: -point.style.evaluations)
+
+
+def _measure_costs(
+    contestants: dict[str, Contestant], points: Sequence[Point], place: torch.device, out: Path
+) -> dict[tuple[str, str], Fields]:
+    "For every model and style what an image costs, on a machine that does nothing else."
+    costs = {}
+    for point in points:
+        name = point.job.model
+        if point.job.seed == 0:
+            measure = functools.partial(_measure_cost, contestants[name], point, place, out)
+            costs[name, point.style.name] = _keep(out / "costs" / name / f"{point.style.name}.json", measure)
+    return costs
+
+
+def _measure_cost(contestant: Contestant, point: Point, place: torch.device, out: Path) -> Fields:
+    model = load_trained(contestant, point.job, out).to(place)
+    return measure_cost(contestant, model, point.style)
+
+
+def _keep(path: Path, measure: typing.Callable[[], Fields]) -> Fields:
+    "What was measured before, or is measured now and kept."
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    fields = measure()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_synced(path, json.dumps(fields, indent=1, allow_nan=False).encode())
+    return fields
+
+
+# --- what comparison.json holds
+
+
+def _about(material: Material, plan: Plan, budget: float, jury: Jury, place: torch.device) -> Fields:
+    recipe = material.recipe
+    return {
+        "preset": recipe.name,
+        "data": recipe.data,
+        "recipe": config_to_dict(recipe),
+        "plan": dataclasses.asdict(plan),
+        "machine": dataclasses.asdict(describe_machine(place)),
+        "budget": budget,
+        "n": jury.n,
+        "judges": list(jury.features),
+    }
+
+
+def _describe_model(contestant: Contestant, jobs: Sequence[Job], flops: float, out: Path) -> Fields:
+    "What was trained, with the tries of every seed."
+    seeds = []
+    for job in jobs:
+        tries = [read_result(attempt, out) for attempt in job.tries(contestant)]
+        trained = read_result(job, out) or {}
+        seeds.append({"seed": job.seed, "tries": [attempt for attempt in tries if attempt], **trained})
+    return {"title": contestant.title, "unit": contestant.unit, "flops_per_example": flops, "seeds": seeds}
+
+
+def _collect(points: Sequence[Point], costs: dict[tuple[str, str], Fields], out: Path) -> list[Fields]:
+    "A line for each model and style: cost, and every measure with its standard error."
+    collected = []
+    for (model, style), cost in costs.items():
+        same = [point for point in points if (point.job.model, point.style.name) == (model, style)]
+        results = [json.loads((out / point.path).read_text(encoding="utf-8")) for point in same]
+        drawn = same[0].style
+        about = {"model": model, "name": style, "title": drawn.title, "style": dataclasses.asdict(drawn)}
+        collected.append({**about, **cost, "measures": average(results)})
+    return collected
+
+
+def average(
+    results: Sequence[Fields],  # of every seed, as a point's file holds it
+) -> Fields:
+    """Mean and standard error of every judge's measures.
+
+    With several seeds the error is that of their mean; with one, that of its samples alone."""
+    judges: Fields = {}
+    for judge, measures in results[0]["measures"].items():
+        judges[judge] = {}
+        for name, first in measures.items():
+            values = [result["measures"][judge][name]["value"] for result in results]
+            error = first["error"]
+            if len(values) > 1:
+                error = statistics.stdev(values) / len(values) ** 0.5
+            judges[judge][name] = {"mean": statistics.fmean(values), "error": error, "values": values}
+    return judges
