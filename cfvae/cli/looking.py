@@ -14,6 +14,7 @@ from ..recipes import Recipe
 from ..runs.callbacks import read_log
 from ..runs.folder import load_model, load_recipe
 from ..runs.presets import PRESETS, describe, preset
+from ..runs.trained import describe_training
 from .describing import count_millions, describe_models, describe_shape, list_names, saved_steps
 
 
@@ -26,9 +27,11 @@ def print_presets() -> None:
     table.add_column("layers", justify="right")
     table.add_column("parameters\n(millions)", justify="right")
     table.add_column("steps", justify="right")
-    table.add_column("data, and what it is meant for", overflow="fold")
+    table.add_column("data, what it is meant for, and what came of it", overflow="fold")
     for name in PRESETS:
-        table.add_row(name, *_describe_recipe(preset(name), describe(name)))
+        recipe = preset(name)
+        words = f"{recipe.data}\n{describe(name)}\n{describe_training(name)}"
+        table.add_row(name, *_describe_sizes(recipe), words)
 
     terminal = sys.stdout.isatty()
     width = None if terminal else 120
@@ -36,8 +39,8 @@ def print_presets() -> None:
     console.print(table)
 
 
-def _describe_recipe(recipe: Recipe, purpose: str) -> list[str]:
-    "A row of the table, after the name."
+def _describe_sizes(recipe: Recipe) -> list[str]:
+    "A row of the table, between name and words."
     size = recipe.autoencoder.size
     first, second = count_millions(recipe.autoencoder, recipe.vae)
     steps = f"{recipe.vae_training.steps}"
@@ -49,7 +52,6 @@ def _describe_recipe(recipe: Recipe, purpose: str) -> list[str]:
         str(sum(recipe.vae.layers)),
         f"{first}\n+ {second}",
         steps,
-        f"{recipe.data}\n{purpose}",
     ]
 
 

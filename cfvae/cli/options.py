@@ -100,7 +100,7 @@ Precision = Annotated[str | None, Option(help="auto, fp32 or bf16.", show_defaul
 
 # sample
 
-SampleCount = Annotated[int, Option("--n", min=1, help="How many images.")]
+SampleCount = Annotated[int, Option("--n", min=1, max=10_000_000, help="How many images.")]
 Classes = Annotated[
     str | None,
     Option(help="Class names, as cat,dog; taken in turn. All, if not given.", show_default=False),

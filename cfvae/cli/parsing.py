@@ -1,5 +1,6 @@
 """What stands in one option as text: numbers, names, labels, depths."""
 
+import re
 from collections.abc import Sequence
 
 from ..core import CfvaeError, check
@@ -55,7 +56,7 @@ def read_labels(
     check(count > 0, "--labels: the model was trained without classes, leave it out")
     labels = []
     for part in split_list(text):
-        known = part.isdecimal() and int(part) < count
+        known = _is_number(part) and int(part) < count
         check(known, f"--labels: '{part}' is not a label of this model: it has 0 to {count - 1}")
         labels.append(int(part))
     return labels
@@ -70,6 +71,12 @@ def read_depths(
         if part == "all":
             depths.append(None)
         else:
-            check(part.isdecimal(), f"--depths: '{part}' is not a number of layers: write it as in 1,4,all")
+            check(_is_number(part), f"--depths: '{part}' is not a number of layers: write it as in 1,4,all")
             depths.append(int(part))
+    check(len(depths) > 0, f"--depths is '{text}': name at least one, as in 1,4,all")
     return depths
+
+
+def _is_number(text: str) -> bool:
+    "Whether a text is a whole number of ordinary size."
+    return re.fullmatch(r"\d{1,9}", text, re.ASCII) is not None

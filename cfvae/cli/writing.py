@@ -1,9 +1,11 @@
 """Pictures and arrays on disk."""
 
 import contextlib
+import math
 import os
 import re
 import secrets
+import shutil
 import signal
 import threading
 import zipfile
@@ -70,9 +72,13 @@ def open_npz(
     path: Path,  # a .npz file
     shape: tuple[int, ...],  # of the whole array
 ) -> Iterator[IO[bytes]]:
-    """A file that numpy reads as one uint8 array, `arr_0`.
+    """A file that numpy reads as one uint8 array, `arr_0`. Raises `CfvaeError` where the disk is too full.
 
     It is written piece by piece, as the array may not fit into memory, and gets its name when it is whole."""
+    need = math.prod(shape)
+    free = shutil.disk_usage(path.parent).free
+    sizes = f"{need / 1e9:.1f} GB are needed and the disk has {free / 1e9:.1f} GB"
+    check(need <= free, f"no space for {path}: {sizes}: draw fewer images, or write to another disk")
     unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     entry = zipfile.ZipInfo("arr_0.npy")  # with a fixed date: the same array gives the same bytes
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}

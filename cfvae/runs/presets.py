@@ -15,7 +15,7 @@ from .published_presets import PUBLISHED_RUNS, published_recipe
 
 
 def shapes_demo() -> Recipe:
-    """Minutes on two CPU cores, from nothing to guided samples.
+    """From nothing to guided samples within minutes of two CPU cores.
 
     Plain blocks, most layers at low resolution: what costs least per step."""
     return Recipe(
@@ -52,7 +52,7 @@ def shapes_demo() -> Recipe:
 
 
 def shapes() -> Recipe:
-    """The model that comes with the package.
+    """The model of shapes that comes with the package.
 
     The demo's, somewhat wider, with eight times the images and about ten times the steps."""
     demo = shapes_demo()
@@ -116,9 +116,7 @@ def cifar10_small() -> Recipe:
 
 
 def cifar10() -> Recipe:
-    """CIFAR-10 on one GPU: the sizes and settings of the model that comes with the package.
-
-    A prototype of a faster loop trained it within ten minutes of one H200; this version's takes longer."""
+    "CIFAR-10 on one GPU: the sizes and settings of the model that comes with the package."
     training = TrainingConfig(batch_size=512, sample_every=2000, checkpoint_every=1000)
     return Recipe(
         name="cifar10",

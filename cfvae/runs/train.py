@@ -189,7 +189,7 @@ def train(
     extra: list[Callback] = [signals] if max_minutes is None else [signals, TimeLimit(max_minutes)]
 
     # complain before the images are opened, which may take long, and before anything is written
-    _check_request(recipe, stage)
+    _check_request(recipe, data, stage)
     borrowed = _borrow(recipe)
     processes = join_processes(recipe.vae_training.device)
     check_free(out)
@@ -216,7 +216,10 @@ def train(
         return state.step == recipe.vae_training.steps
 
 
-def _check_request(recipe: Recipe, stage: str) -> None:
+def _check_request(recipe: Recipe, data: object, stage: str) -> None:
+    way_out = "give a name, such as folder:PATH, or the images as a cfvae.data.ImageDataset"
+    usable = isinstance(data, (str, ImageDataset))
+    check(usable, f"the data are of the type {type(data).__name__}: {way_out}")
     check(stage in ("all", "autoencoder", "vae"), f"stage is '{stage}': use all, autoencoder or vae")
     check(
         stage != "autoencoder" or not recipe.is_pretrained,

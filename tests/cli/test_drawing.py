@@ -1,10 +1,12 @@
 "Tests of cfvae.cli.drawing: exactly the images that were asked for, in every form."
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -148,6 +150,14 @@ def test_what_the_model_cannot_do_is_refused_before_anything_is_made(plain, monk
 def test_sample_errors(run, line, needles):
     refused(f"sample run {line}", *needles)
     assert not Path("x.png").exists()
+
+
+def test_more_than_a_disk_can_hold_is_refused_at_once(plain, monkeypatch):
+    refused("sample plain --n 1000000000 --npz x.npz", "--n")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=32 * 32 * 3 * 5 - 1))
+    monkeypatch.setattr(LatentVAEPipeline, "__call__", None)
+    refused("sample plain --n 5 --npz x.npz", "no space for x.npz", "draw fewer images")
+    assert not list(Path().glob("x.npz*"))
 
 
 def test_neighbours_of_an_array_are_kept(plain):

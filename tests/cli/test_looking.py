@@ -11,6 +11,7 @@ from cfvae.core import count_parameters
 from cfvae.hvae import HierarchicalVAE
 from cfvae.runs.folder import load_model
 from cfvae.runs.presets import PRESETS, describe, preset
+from cfvae.runs.trained import TRAINED
 
 
 def test_presets_counts_parameters():
@@ -24,6 +25,8 @@ def test_presets_counts_parameters():
         assert text in out
     for text in ("32 x 32", "4 x 8 x 8", str(recipe.vae_training.steps)):
         assert text in out
+    assert out.count("Trained in") == len(TRAINED)
+    assert out.count("Not trained.") == len(PRESETS) - len(TRAINED)
 
 
 def test_info_of_a_finished_run_and_of_its_pipeline(run):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from cfvae.cli.parsing import read_classes
+from cfvae.cli.parsing import read_classes, read_depths, read_labels
+from cfvae.core import CfvaeError
 
 
 @pytest.mark.parametrize(
@@ -23,3 +24,14 @@ from cfvae.cli.parsing import read_classes
 def test_a_comma_may_be_part_of_a_class(text, names):
     known = ("cat", "dog", "tench, Tinca tinca", "a,b", "a,b,c", "  lead")
     assert read_classes(text, known) == names
+
+
+@pytest.mark.parametrize("text", ["", ",", "-1", "1.5", "x", "²", "٣", "9" * 5000])
+def test_depths_and_labels_are_numbers(text):
+    with pytest.raises(CfvaeError, match="--depths"):
+        read_depths(text)
+    if text.strip(","):
+        with pytest.raises(CfvaeError, match="--labels"):
+            read_labels(text, count=10)
+    assert read_depths("1, 4 ,all") == [1, 4, None]
+    assert read_labels("0, 9", count=10) == [0, 9]

@@ -267,7 +267,7 @@ def test_too_little_space_is_known_beforehand(root, cache, monkeypatch, decoding
 
 def test_a_cache_that_cannot_be_written(root, tmp_path):
     (tmp_path / "file").write_text("a file, not a folder")
-    with pytest.raises(CfvaeError, match="cannot write .*: move away the file that is in its place, or make it a link"):
+    with pytest.raises(CfvaeError, match="cannot write .*: move away the file .*, or make it a link"):
         open_dataset(f"folder:{root}", 8, cache=tmp_path / "file")
 
 

@@ -9,6 +9,7 @@ from cfvae.autoencoder import Autoencoder
 from cfvae.core import CfvaeError, config_to_dict
 from cfvae.hvae import HierarchicalVAE
 from cfvae.runs.presets import PRESETS, preset
+from cfvae.runs.trained import TRAINED, Trained, describe_training
 from cfvae.recipes import recipe_from_dict
 
 
@@ -36,6 +37,14 @@ def test_every_preset_fits_together(name):
     assert shares is None or len(shares) == sum(recipe.vae.layers)
     for training in (recipe.autoencoder_training, recipe.vae_training):
         assert training.skip_from >= training.warmup  # no skipping before gradients have settled
+
+
+def test_only_presets_have_been_trained():
+    assert TRAINED.keys() <= PRESETS.keys()
+    one_hour = Trained("a slide rule", 60, "nothing")
+    assert str(one_hour) == "Trained in 60 min on a slide rule: nothing."
+    assert describe_training("church") == "Not trained."
+    assert describe_training("cifar10") == str(TRAINED["cifar10"])
 
 
 def test_unknown_preset():

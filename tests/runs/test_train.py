@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,6 +72,13 @@ def test_prepare_without_labels():
         prepare(tiny(conditional=False), ImageDataset(pixels[:1], [0], ("a", "b")))
     with pytest.raises(CfvaeError, match="16 pixels wide, the recipe wants 32"):
         prepare(preset("shapes-demo"), Shapes(20, size=16))
+
+
+@pytest.mark.parametrize("data", [torch.utils.data.TensorDataset(torch.zeros(3)), Path("photos"), [1], None])
+def test_data_of_another_kind_are_named(data, tmp_path):
+    with pytest.raises(CfvaeError, match=f"the data are of the type {type(data).__name__}: give a name"):
+        train(tiny(), data, tmp_path / "never")
+    assert not (tmp_path / "never").exists()
 
 
 def test_a_run_on_shapes(run):
