@@ -11,11 +11,18 @@ from cfvae.data import FACTORS, ImageDataset, Shapes, render_shapes
 from cfvae.evaluation import (
     Classifier,
     ClassifierConfig,
+    PhotoClassifier,
+    PhotoClassifierConfig,
     class_accuracy,
+    features,
+    inside_balls,
+    load_classifier,
     measure_shapes,
     precision_recall,
     predict,
+    resize,
     shapes_classifier,
+    shipped_classifier,
     train_classifier,
 )
 from cfvae.training import Callback, TrainingConfig, fit
@@ -242,3 +249,72 @@ def test_precision_and_recall_do_not_depend_on_where_the_features_lie():
 def test_precision_and_recall_refuse_what_cannot_be_compared(real, drawn, message):
     with pytest.raises(CfvaeError, match=message):
         precision_recall(real, drawn)
+
+
+# --- features
+
+
+def test_features_are_the_last_maps_averaged():
+    x = torch.rand(5, 3, 8, 8, generator=make_generator(0)) * 2 - 1
+    plain = Classifier(TINY).eval()
+    maps = plain.features(x).unflatten(1, (8, 2, 2))
+    assert torch.allclose(features(plain, x, batch_size=2), maps.mean((2, 3)), atol=1e-6)
+
+    pooled = PhotoClassifier(PhotoClassifierConfig(size=8, widths=(8, 16), blocks=1)).eval()
+    assert torch.allclose(features(pooled, x, batch_size=3), pooled.features(x), atol=1e-6)
+    assert not features(pooled, x).requires_grad
+
+
+def test_features_see_what_a_file_would_hold():
+    judge = Classifier(TINY).eval()
+    beyond = torch.full((2, 3, 8, 8), 3.0)
+    assert torch.equal(features(judge, beyond), features(judge, beyond.clamp(-1, 1)))
+
+
+def test_features_of_images_of_another_size():
+    judge = Classifier(TINY).eval()
+    large = torch.rand(2, 3, 32, 32, generator=make_generator(0))
+    assert torch.equal(features(judge, large), features(judge, resize(large, 8)))
+
+
+def test_resize_averages_where_it_shrinks():
+    checkered = torch.ones(1, 3, 8, 8)
+    checkered[..., ::2, ::2] = -1
+    checkered[..., 1::2, 1::2] = -1
+    small = resize(checkered, 2)
+    assert small.abs().max() < 0.2  # a pick would be 1 or -1
+    assert resize(checkered, 8) is checkered
+    assert torch.allclose(resize(torch.full((1, 3, 4, 4), 0.3), 16), torch.tensor(0.3))
+
+
+def test_inside_balls_by_hand():
+    centres = torch.tensor([[0.0], [1.0], [3.0]])  # to the nearest neighbour: 1, 1, 2
+    points = torch.tensor([[-0.9], [0.5], [2.1], [5.5]])
+    expected = [[True, False, False], [True, True, False], [False, False, True], [False, False, False]]
+    assert inside_balls(points, centres, 1).tolist() == expected
+
+
+# --- judges from files
+
+
+def test_a_classifier_of_either_kind_is_loaded(tmp_path):
+    plain = Classifier(TINY)
+    plain.save_pretrained(tmp_path / "plain")
+    photo = PhotoClassifier(PhotoClassifierConfig(size=8, widths=(8, 8), blocks=1, num_classes=3))
+    photo.save_pretrained(tmp_path / "photo")
+    assert isinstance(load_classifier(tmp_path / "plain"), Classifier)
+    again = load_classifier(tmp_path / "photo")
+    assert isinstance(again, PhotoClassifier) and again.config == photo.config and not again.training
+    with pytest.raises(CfvaeError, match="there is no folder"):
+        load_classifier(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["shapes", "no-classifier", "../weights/shapes-classifier"])
+def test_names_that_no_judge_has(name):
+    with pytest.raises(CfvaeError, match="no classifier"):
+        shipped_classifier(name)
+
+
+def test_the_judge_of_shapes_is_one_of_the_shipped():
+    one, other = shipped_classifier("shapes-classifier"), shapes_classifier()
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
