@@ -152,6 +152,38 @@ def bench(
     benching.bench(preset, device, scale, out)
 
 
+def compare(
+    preset: options.ComparedPreset,
+    out: options.ComparisonFolder,
+    data: options.OtherData = None,
+    budget: options.Budget = None,
+    seeds: options.Seeds = 3,
+    models: options.ComparedModels = None,
+    n: options.ComparedCount = 1000,
+    jobs: options.Jobs = 1,
+    first_stage: options.GivenFirstStage = None,
+    vae: options.GivenVAE = None,
+    features: options.Features = "own",
+    device: options.Device = "auto",
+) -> None:
+    "Train models of several kinds with the same data and computing, and judge what they draw."
+    from ..runs.compare_material import Plan
+    from . import comparing
+
+    flops = None if budget is None else 1e15 * budget
+    plan = Plan(
+        seeds=seeds,
+        n=n,
+        budget=flops,
+        first_stage=first_stage,
+        vae=vae,
+        features=features,
+        jobs=jobs,
+        device=device,
+    )
+    comparing.compare(preset, data, models, plan, out)
+
+
 def train_features(out: options.WeightsFolder) -> None:
     "Train the judge of the shapes models again, as it was trained for the package."
     from . import training

@@ -187,6 +187,60 @@ BenchFolder = Annotated[  # as text, since the path of an empty text is that of 
     Option("--out", metavar="DIR", help="A folder for the numbers and the figure.", show_default=False),
 ]
 
+# compare
+
+ComparedPreset = Annotated[
+    str,
+    Option("--preset", metavar="NAME", help="A named recipe; see cfvae presets.", show_default=False),
+]
+ComparisonFolder = Annotated[
+    Path,
+    Option(
+        "--out",
+        metavar="DIR",
+        help="The comparison's folder; one that was begun in it goes on.",
+        show_default=False,
+    ),
+]
+Budget = Annotated[
+    float | None,
+    Option(
+        metavar="PFLOP",
+        help="Training of a model, in 10^15 operations; what the preset's VAE takes if not given.",
+        show_default=False,
+    ),
+]
+Seeds = Annotated[int, Option(min=1, help="Trainings of each model.")]
+ComparedModels = Annotated[
+    str | None,
+    Option(
+        "--models",
+        metavar="NAMES",
+        help="Of vae, flow, autoregressive, pixel-vae, pixel-autoregressive; all that apply if not given.",
+        show_default=False,
+    ),
+]
+ComparedCount = Annotated[int, Option("--n", min=1, help="Samples, and real images, that are judged.")]
+Jobs = Annotated[int, Option(min=1, help="Above 1: train so many at a time, each on one CPU thread.")]
+GivenFirstStage = Annotated[
+    str | None,
+    Option(
+        "--first-stage",
+        metavar="MODEL",
+        help="Take its first stage, rather than train one: a run, a saved or a shipped pipeline.",
+        show_default=False,
+    ),
+]
+GivenVAE = Annotated[
+    str | None,
+    Option(
+        "--vae",
+        metavar="MODEL",
+        help="Take its VAE and first stage, rather than train them.",
+        show_default=False,
+    ),
+]
+
 # import-weights
 
 WeightsFile = Annotated[
