@@ -1,5 +1,6 @@
 """What a comparison measures of samples, with the floors that no sample can be better than."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -88,7 +89,9 @@ def measure(
     names = None if labels is None else [jury.classes[label] for label in labels.tolist()]
     judged: Fields = {}
     for judge in _judges(jury.source, material.images, device):
-        measures: dict[str, Value] = jackknife(compare_sets, jury.features[judge.name], judge.see(images))
+        real = jury.features[judge.name].to(device)
+        seen = judge.see(images).to(device)
+        measures: dict[str, Value] = jackknife(compare_sets, real, seen)
         right = judge.recognises(images, names)
         if right is not None:
             measures["accuracy"] = share(right)
@@ -113,12 +116,25 @@ def draw_images(
     generator = make_generator(seed, device)
     size = BATCH[device.type]
     images = []
-    for start in range(0, n, size):
-        stop = min(start + size, n)
-        part = None if labels is None else labels[start:stop].to(device)
-        drawn = contestant.draw(model, part, stop - start, style, generator)
-        images.append(contestant.decode(drawn).clamp(-1, 1))
+    with _products_as_convolutions():
+        for start in range(0, n, size):
+            stop = min(start + size, n)
+            part = None if labels is None else labels[start:stop].to(device)
+            drawn = contestant.draw(model, part, stop - start, style, generator)
+            images.append(contestant.decode(drawn).clamp(-1, 1))
     return torch.cat(images)
+
+
+@contextlib.contextmanager
+def _products_as_convolutions() -> typing.Iterator[None]:
+    "Within the block a GPU rounds matrix products as it does convolutions: transformers are not held back."
+    products = torch.backends.cuda.matmul
+    before = products.allow_tf32
+    products.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        yield
+    finally:
+        products.allow_tf32 = before
 
 
 def judge_point(
