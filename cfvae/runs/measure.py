@@ -76,6 +76,7 @@ class Nats:
 
     rates: list[float]  # of every stochastic layer, lowest resolution first (08.1)
     rate: float  # their sum
+    rate_error: float  # standard error of the rate, as a mean over these images
     distortion: float  # of data blurred by sigma_q (09.1)
     band: list[list[float]] | None  # [low, high] of every rate by the schedule (09.3); None without one
 
@@ -253,10 +254,13 @@ def _nats(run: Run) -> Nats:
 
     mean = torch.cat(rates).mean(0)
     total = mean.sum()
+    of_images = torch.cat(rates).sum(1)
+    error = of_images.std().item() / math.sqrt(len(of_images)) if len(of_images) > 1 else math.nan
     shares = run.recipe.objective.shares(run.recipe.vae.layers)
     band = None
     if shares is not None:
         low = shares * total / 100
         high = 2 * shares * total / 100
         band = torch.stack([low, high], dim=1).tolist()
-    return Nats(mean.tolist(), total.item(), torch.cat(distortions).mean().item(), band)
+    distortion = torch.cat(distortions).mean().item()
+    return Nats(mean.tolist(), total.item(), error, distortion, band)

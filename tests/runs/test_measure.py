@@ -137,7 +137,7 @@ def test_keys_of_the_json(measured, runs):
     assert list(numbers["autoencoder"]) == [*log.split(), "psnr"]
     assert list(numbers["vae"]) == [*log.split(), "distortion", "rate"]
     assert list(numbers["psnr"]) == ["autoencoder", "whole_model"]
-    assert list(numbers["nats"]) == ["rates", "rate", "distortion", "band"]
+    assert list(numbers["nats"]) == ["rates", "rate", "rate_error", "distortion", "band"]
     assert json.loads(json.dumps(numbers, allow_nan=False)) == numbers
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import html.parser
 import io
 import json
+import math
 import re
 import shutil
 
@@ -173,12 +174,21 @@ def test_a_run_on_pixels_has_a_report(tmp_path):
 
 
 def test_rate_beside_the_entropy(runs, measured):
-    rate = measured.nats.rate
-    above = rendered(runs, dataclasses.replace(measured, entropy=rate - 2.0))
-    assert "rate is above the entropy" in above and "at least 2.0 nats go to posteriors" in above
-    below = rendered(runs, dataclasses.replace(measured, entropy=rate + 2.5))
-    assert "rate is below the entropy" in below and "at least 2.5 nats of what tells" in below
+    nats = dataclasses.replace(measured.nats, rate_error=0.5)
+    told = dataclasses.replace(measured, nats=nats)
+    above = rendered(runs, dataclasses.replace(told, entropy=nats.rate - 2.0))
+    assert "rate is above the entropy" in above and "about 2.0 nats or more go to posteriors" in above
+    below = rendered(runs, dataclasses.replace(told, entropy=nats.rate + 2.5))
+    assert "rate is below the entropy" in below and "about 2.5 nats or more of what tells" in below
+    assert "standard error 0.5, " in below
     assert "A perfect code" not in rendered(runs, measured)
+
+
+@pytest.mark.parametrize("error", [3.0, math.nan])
+def test_no_conclusion_from_too_few_images(runs, measured, error):
+    nats = dataclasses.replace(measured.nats, rate_error=error)
+    page = rendered(runs, dataclasses.replace(measured, nats=nats, entropy=nats.rate + 2.5))
+    assert "no conclusion" in page and "nan" not in page
 
 
 def test_layers_and_their_bands(runs, measured):
