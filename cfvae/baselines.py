@@ -9,6 +9,7 @@ __all__ = [
     "TransformerConfig",
     "FlowConfig",
     "waves",
+    "wave_frequencies",
     "position_waves",
     "KeyValueCache",
     "zero_linear",
@@ -19,6 +20,7 @@ __all__ = [
     "sample_flow",
     "Quantiser",
     "AutoregressiveConfig",
+    "ordered_table",
     "AutoregressiveTransformer",
     "autoregressive_loss",
     "sample_autoregressive",
@@ -91,6 +93,13 @@ def waves(
     "Sines and cosines of numbers that a network could not tell apart as they are, (n, 2k)."
     angles = x[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def wave_frequencies(
+    width: int,  # of the waves' vector; even
+) -> torch.Tensor:
+    "Frequencies for numbers about as large as 1, (width / 2,); no higher, or neighbours look like strangers."
+    return torch.logspace(-0.5, 1.5, width // 2)
 
 
 def position_waves(
@@ -253,8 +262,7 @@ class FlowTransformer(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        frequencies = torch.logspace(-0.5, 1.5, width // 2)  # no higher: velocity changes slowly with time
-        self.register_buffer("frequencies", frequencies)
+        self.register_buffer("frequencies", wave_frequencies(width))
         self.embed_time = mlp((width, width, width))
         self.project_in = nn.Linear(config.data_channels, width)
         self.transformer = Transformer(config, causal=False)
@@ -373,6 +381,18 @@ class AutoregressiveConfig(TransformerConfig):
 
 
 # %% ../nbs/15_comparison.ipynb #ed6bae91
+def ordered_table(
+    bins: int,  # how many
+    width: int,  # of their vectors; even
+) -> nn.Embedding:
+    "A vector for each bin, neighbours alike at the start: waves, turned at random, so no two tables agree."
+    table = nn.Embedding(bins, width)
+    turned = nn.init.orthogonal_(torch.empty(width, width))
+    with torch.no_grad():
+        table.weight.copy_(waves(torch.linspace(-2, 2, bins), wave_frequencies(width)) @ turned)
+    return table
+
+
 class AutoregressiveTransformer(nn.Module):
     """Every entry's bin given all entries before it (15.6): position by position, channel by channel.
 
@@ -387,8 +407,8 @@ class AutoregressiveTransformer(nn.Module):
         width = config.width
         bins = config.quantiser.bins
         self.transformer = Transformer(config, causal=True)
-        self.tables = nn.ModuleList(nn.Embedding(bins, width) for _ in range(config.data_channels))
-        self.channels = nn.Parameter(0.02 * torch.randn(config.data_channels, width))
+        self.tables = nn.ModuleList(ordered_table(bins, width) for _ in range(config.data_channels))
+        self.channels = nn.Parameter(torch.randn(config.data_channels, width))
         self.head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), zero_linear(width, bins))
 
     def forward(
