@@ -12,6 +12,7 @@ from ..files.codes import encode_dataset, is_codes_file, refuse_foreign_codes
 from ..files.open import open_dataset
 from ..published import load_published_pipeline, read_header
 from ..runs.folder import load_autoencoder, load_model
+from ..runs.saved import save_whole
 from .describing import describe_models, describe_shape, list_names
 
 
@@ -68,7 +69,7 @@ def import_weights(
         reason = f"{type(error).__name__}: {error}"
         message = f"the config of {config or weights} does not describe a pipeline ({reason})"
         raise CfvaeError(f"{message}: it has to hold the constructor arguments of both stages") from None
-    pipe.save_pretrained(out)
+    save_whole(pipe, out)
 
     about = describe_models(pipe.autoencoder.config, pipe.vae.config)
     summary = f"images {about['images']}, {about['stochastic layers']}"

@@ -20,6 +20,7 @@ from ..runs.callbacks import ProgressBar, StopOnSignal, stop_signals
 from ..runs.folder import load_recipe
 from ..runs.output import say
 from ..runs.presets import preset
+from ..runs.saved import save_whole
 from ..runs.train import train as train_run
 from .describing import newest_step
 
@@ -149,7 +150,7 @@ def train_features(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     progress = ProgressBar("classifier", ("loss", "accuracy"))
     classifier = evaluation.train_shapes_classifier([progress])
-    classifier.cpu().half().save_pretrained(out)
+    save_whole(classifier.cpu().half(), out)
 
     held_out = Shapes(2000, seed=12345)  # training had another seed
     images, labels = held_out.batch(range(len(held_out)))

@@ -62,13 +62,12 @@ def draw_quality(
     with matplotlib.rc_context():
         set_style()
         figure = Figure(figsize=(10, 8.2), layout="constrained")
-        axes = figure.subplots(2, 2, sharex=True).flat
+        axes = list(figure.subplots(2, 2).flat)
         for panel, (measure, label) in zip(axes, panels.items(), strict=False):
             _draw_panel(panel, comparison, judge, measure)
-            panel.set(ylabel=label, xscale="log")
-        for panel in list(axes)[len(panels) :]:
+            panel.set(ylabel=label, xscale="log", xlabel="GFLOP for an image, its decoding included")
+        for panel in axes[len(panels) :]:
             panel.set_axis_off()
-        figure.supxlabel("GFLOP for an image, its decoding included", fontsize=11)
         figure.suptitle(_title(comparison, judge), fontsize=11)
         figure.legend(handles=_legend(comparison), loc="outside lower center", ncols=4, fontsize=9)
     return figure
@@ -164,16 +163,17 @@ def draw_training(
                 for attempt in seed["tries"]:
                     _draw_curve(panel, attempt, model, "0.75")
                 _draw_curve(panel, seed, model, COLOURS[name])
-            panel.set(title=model["title"], ylabel=model["unit"], yscale="log")
-            panel.title.set_fontsize(10)
+            panel.set_title(model["title"], fontsize=10)
+            panel.set_ylabel(model["unit"], fontsize=9)
+            panel.tick_params(labelsize=8)
         for panel in panels[len(models) :]:
             panel.set_axis_off()
-        figure.supxlabel("training FLOPs", fontsize=10)
+        figure.supxlabel("training (PFLOP)", fontsize=10)
     return figure
 
 
 def _draw_curve(panel: Axes, training: Fields, model: Fields, colour: str) -> None:
-    step = model["flops_per_example"] * training["batch_size"]
-    noted = [(step * steps, loss) for steps, loss in training["curve"] if loss is not None and loss > 0]
+    step = model["flops_per_example"] * training["batch_size"] / 1e15
+    noted = [(step * steps, loss) for steps, loss in training["curve"] if loss is not None]
     if noted:
         panel.plot(*zip(*noted, strict=True), color=colour, linewidth=1.2)

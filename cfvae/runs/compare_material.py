@@ -84,8 +84,7 @@ def _as_planned(recipe: Recipe, plan: Plan, pipe: LatentVAEPipeline | None) -> R
         recipe = dataclasses.replace(recipe, autoencoder=pipe.autoencoder.config)
     if plan.vae is not None and pipe is not None:
         if (Path(plan.vae) / "recipe.json").is_file():
-            run = load_recipe(plan.vae)
-            recipe = dataclasses.replace(recipe, vae_training=run.vae_training, objective=run.objective)
+            recipe = dataclasses.replace(load_recipe(plan.vae), data=recipe.data)  # with its held-out images
         conditional = pipe.vae.config.num_classes > 0
         recipe = dataclasses.replace(recipe, vae=pipe.vae.config, conditional=conditional)
     first = dataclasses.replace(recipe.autoencoder_training, device=plan.device)

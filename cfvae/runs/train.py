@@ -29,6 +29,7 @@ from .folder import claim_run, load_autoencoder, refuse_begun
 from .free import check_free
 from .output import say
 from .recorded import RecordedStep
+from .saved import save_whole
 
 FirstStage = Autoencoder | PretrainedAutoencoder
 SHOWN = 8  # held-out images in the pictures of a run
@@ -113,7 +114,7 @@ def train_autoencoder(
     state = fit(model, images, loss_fn, config, watchers, take_step=RecordedStep())
     if state.step == config.steps and state.is_main:
         averaged = typing.cast(Autoencoder | TwoPlayers, state.ema.module)
-        autoencoder_of(averaged).cpu().save_pretrained(folder / "model")
+        save_whole(autoencoder_of(averaged).cpu(), folder / "model")
     return state
 
 
@@ -168,7 +169,7 @@ def train_vae(
     state = fit(model, latents, loss_fn, config, watchers, take_step=RecordedStep())
     if state.is_main:
         averaged = typing.cast(HierarchicalVAE, state.ema.module)
-        pipeline(averaged.cpu()).save_pretrained(out / "pipeline")
+        save_whole(pipeline(averaged.cpu()), out / "pipeline")
     return state
 
 
