@@ -25,7 +25,7 @@ from cfvae.runs.bench import new_pipeline
 from cfvae.runs.evaluate import ALONE, FLOOR, WHOLE, Question, evaluate
 from cfvae.runs.evaluation_page import render_evaluation, write_evaluation
 from cfvae.runs.image_sets import ImageSet, Style, choose_images, draw, open_images
-from cfvae.runs.judges import ANSWERS, find_judges
+from cfvae.runs.judges import ANSWERS, Judge, find_judges
 from cfvae.runs.judging import Value, compare_sets, jackknife, share
 from cfvae.runs.layers import is_on_pixels, measure_layers
 
@@ -95,6 +95,29 @@ def test_the_sweep_leads_to_its_best_row(measured):
     best = min(evaluation.swept, key=lambda row: row.measures["frechet"].value)
     assert evaluation.chosen == best.images
     assert f"samples, {evaluation.chosen}" in {row.images for row in evaluation.rows}
+
+
+def test_of_two_judges_the_last_one_chooses(saved):
+    "The judge whose features were learned elsewhere; here the two are made to disagree."
+    pipe = LatentVAEPipeline.from_pretrained(saved)
+    training = choose_images(Shapes(80, size=16), N)
+
+    def pixels(images):
+        return images.flatten(1)[:, ::48]
+
+    drawn = {weights: draw(pipe, N, Style(Guidance(*weights)), 0).images for weights in judging.SWEEP}
+    worst = max(
+        judging.SWEEP, key=lambda weights: frechet_distance(pixels(training.images), pixels(drawn[weights]))
+    )
+
+    def likes_the_worst(images):
+        liked = torch.equal(images, drawn[worst]) or torch.equal(images, training.images)
+        return pixels(images) if liked else pixels(images) + 100
+
+    crew = [Judge("pixels", "", pixels), Judge("odd", "", likes_the_worst)]
+    rows, best = judging.sweep_guidance(pipe, crew, training, 1.0, 0)
+    assert best.guidance == Guidance(*worst)
+    assert [row.judge for row in rows[:2]] == ["pixels", "odd"] and len(rows) == 2 * len(judging.SWEEP)
 
 
 def test_evaluation_is_reproducible(saved, measured):
