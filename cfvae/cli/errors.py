@@ -73,7 +73,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError):
         return MISTAKE, _explain_file(error)
     if type(error).__name__ == "SafetensorError":  # by name, as above
-        return MISTAKE, f"the file of a model cannot be read or written ({error}): check the file and the disk"
+        return MISTAKE, f"a model cannot be read or written ({error}): check its file and the disk"
 
     from ..core import CfvaeError  # not at the top: it imports torch
 

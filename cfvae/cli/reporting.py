@@ -3,7 +3,13 @@
 import shlex
 from pathlib import Path
 
+import torch
+
+from ..core import get_device
+from ..recipes import Recipe
+from ..runs.output import say
 from ..runs.report import write_report
+from ..runs.steps import faster_threads
 from .describing import newest_step
 from .training import choose_recipe, train_or_exit
 
@@ -26,7 +32,16 @@ def demo(
     if all_steps and (out / "pipeline" / "pipeline.json").exists():
         print(f"the demo in {out} is complete: only its report is written again")
     else:
+        _choose_threads(recipe)
         train_or_exit(recipe, out, f"cfvae demo --out {folder}", resume=True)
 
     next_command = f"cfvae sample {folder} --mean-weight 1 --var-weight 1 --out samples.png"
     print(f"report: {write_report(out)}. Next: {next_command}")
+
+
+def _choose_threads(recipe: Recipe) -> None:
+    "Train with one thread on the CPU, where a second of steps shows that it is faster than several."
+    many = torch.get_num_threads()
+    if get_device(recipe.vae_training.device).type == "cpu" and faster_threads(recipe) < many:
+        torch.set_num_threads(1)
+        say(f"training with one thread: it is faster here than {many}, whose cores other programs share")

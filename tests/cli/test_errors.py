@@ -10,6 +10,7 @@ import pytest
 import torch
 from commandline import TINY, call, refused
 from PIL import Image
+from safetensors import SafetensorError
 
 from cfvae.cli import _short_remarks, drawing, errors
 
@@ -30,6 +31,7 @@ from cfvae.cli import _short_remarks, drawing, errors
             2,
             "x.png: Read-only file system: choose a place",
         ),
+        (SafetensorError("Error while serializing: I/O error"), 2, "I/O error): check its file and the disk"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero"),
     ],

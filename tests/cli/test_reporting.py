@@ -4,6 +4,8 @@ import json
 import signal
 from pathlib import Path
 
+import pytest
+import torch
 from commandline import SETTINGS, at_step, call, done, refused
 
 from cfvae.cli import reporting
@@ -21,6 +23,24 @@ def test_report_is_written_anew(run):
 def test_report_needs_a_run(run):
     refused("report nowhere", "nowhere is not a run folder")
     refused("report run/pipeline", "run/pipeline is not a run folder")
+
+
+@pytest.mark.parametrize("faster, threads", [(1, 1), (2, 2)])
+def test_demo_takes_the_faster_number_of_threads(monkeypatch, faster, threads):
+    before = torch.get_num_threads()
+    trained_with = []
+    monkeypatch.setattr(reporting, "faster_threads", lambda recipe: faster)
+    monkeypatch.setattr(
+        reporting, "train_or_exit", lambda *given, **options: trained_with.append(torch.get_num_threads())
+    )
+    monkeypatch.setattr(reporting, "write_report", lambda run: run / "report.html")
+    torch.set_num_threads(2)
+    try:
+        out = done("demo --out runs/threads")
+    finally:
+        torch.set_num_threads(before)
+    assert trained_with == [threads]
+    assert ("training with one thread" in out) == (threads == 1)
 
 
 def test_demo_goes_on_where_it_was_interrupted(monkeypatch):

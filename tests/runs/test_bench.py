@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from cfvae.pretrained import PretrainedConfig
 from cfvae.runs import machine, recorded, steps
 from cfvae.runs.bench import bench, count_flops, default_preset, draw_batch, new_pipeline
 from cfvae.runs.machine import REPEATS, matrix_rate, time_calls
-from cfvae.runs.steps import StepTimer, TimedData, random_codes, time_steps
+from cfvae.runs.steps import StepTimer, TimedData, faster_threads, random_codes, time_steps
 from cfvae.training import TrainingConfig, fit
 
 CPU = torch.device("cpu")
@@ -200,6 +201,27 @@ def test_steps_are_those_of_a_run(monkeypatch):
     time_steps(recipe, CPU)
     assert made[0] is made[1]
     assert isinstance(TimedData(random_codes(recipe)), recorded._Movable)
+
+
+@pytest.mark.parametrize("one, many, faster", [(2.0, 3.0, 1), (2.0, 1.1, 2)])
+def test_faster_threads(monkeypatch, one, many, faster):
+    before = torch.get_num_threads()
+    tried = []
+
+    def time_steps(recipe, device, seconds):
+        tried.append(torch.get_num_threads())
+        mean = one if tried[-1] == 1 else many
+        return types.SimpleNamespace(times=[mean - 1, mean, mean + 1]), None
+
+    monkeypatch.setattr(steps, "time_steps", time_steps)
+    torch.set_num_threads(2)
+    try:
+        assert faster_threads(tiny()) == faster
+        assert torch.get_num_threads() == 2 and tried == [1, 2]
+        torch.set_num_threads(1)
+        assert faster_threads(tiny()) == 1 and tried == [1, 2]  # nothing to choose from
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_steps_train_the_model():
