@@ -1,0 +1,64 @@
+"""A model on disk that is replaced whole: a full disk or a kill leaves the one that was there."""
+
+import os
+import re
+import secrets
+import shutil
+import typing
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from ..core import CfvaeError
+
+
+class Saves(typing.Protocol):
+    "A pipeline, an autoencoder, a classifier."
+
+    def save_pretrained(self, path: typing.Any, /) -> typing.Any: ...
+
+
+def save_whole(
+    model: Saves,  # what is to be saved
+    folder: str | Path,  # where to; the files of an earlier model are replaced
+) -> None:
+    """Save a model aside, wait for the disk, then put its files in place.
+
+    Raises `CfvaeError` where it cannot be written; an earlier model is as it was."""
+    folder = Path(folder)
+    aside = folder.parent / f".{folder.name}.{secrets.token_hex(8)}.tmp"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder)
+        model.save_pretrained(aside)
+        _put_in_place(aside, folder)
+    except (OSError, SafetensorError, CfvaeError) as error:
+        way_out = "free some space, or write to another disk; an earlier model there is as it was"
+        raise CfvaeError(f"cannot write the model to {folder} ({_reason(error)}): {way_out}") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put_in_place(aside: Path, folder: Path) -> None:
+    paths = sorted(path for path in aside.rglob("*") if path.is_file())
+    for path in paths:
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    for path in paths:
+        target = folder / path.relative_to(aside)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    "Half-saved models of processes that were killed."
+    leftover = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{16}}\.tmp")
+    for path in folder.parent.iterdir():
+        if leftover.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _reason(error: BaseException) -> str:
+    "What the system said; a pipeline says it in an error of its own."
+    cause = error.__context__ if isinstance(error, CfvaeError) and error.__context__ else error
+    return getattr(cause, "strerror", None) or str(cause)
