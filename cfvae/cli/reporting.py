@@ -7,9 +7,9 @@ import torch
 
 from ..core import get_device
 from ..recipes import Recipe
+from ..runs.machine import faster_threads
 from ..runs.output import say
 from ..runs.report import write_report
-from ..runs.steps import faster_threads
 from .describing import newest_step
 from .training import choose_recipe, train_or_exit
 
@@ -40,8 +40,8 @@ def demo(
 
 
 def _choose_threads(recipe: Recipe) -> None:
-    "Train with one thread on the CPU, where a second of steps shows that it is faster than several."
+    "Train with one thread on the CPU, where a second's measurement shows that it is faster than several."
     many = torch.get_num_threads()
-    if get_device(recipe.vae_training.device).type == "cpu" and faster_threads(recipe) < many:
+    if get_device(recipe.vae_training.device).type == "cpu" and faster_threads() < many:
         torch.set_num_threads(1)
         say(f"training with one thread: it is faster here than {many}, whose cores other programs share")

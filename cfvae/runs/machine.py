@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from .. import __version__
 
@@ -129,6 +130,28 @@ def _time_product(rows: int, device: torch.device, dtype: torch.dtype) -> float:
     matrix = torch.randn(rows, rows, device=device, dtype=dtype)
     times = time_calls(functools.partial(torch.mm, matrix, matrix), device)
     return statistics.median(times)
+
+
+def faster_threads(
+    seconds: float = 0.5,  # that either number is tried for
+) -> int:
+    """One thread, or as many as PyTorch takes now: with which a small convolution is over sooner.
+
+    Threads wait for each other in every operation. Where another program holds one of the cores all of them
+    wait for that one, and a single thread may be faster."""
+    many = torch.get_num_threads()
+    if many == 1:
+        return 1
+    x, weight = torch.randn(48, 64, 8, 8), torch.randn(64, 64, 3, 3)
+    call = functools.partial(F.conv2d, x, weight, padding=1)
+    means = {}
+    try:
+        for threads in (1, many):
+            torch.set_num_threads(threads)
+            means[threads] = statistics.fmean(time_calls(call, torch.device("cpu"), seconds))
+    finally:
+        torch.set_num_threads(many)
+    return min(means, key=lambda threads: means[threads])
 
 
 # --- memory

@@ -1,7 +1,6 @@
 """Steps of the package's own training loop on random codes, timed, with the time that fetching takes."""
 
 import dataclasses
-import statistics
 import time
 from collections.abc import Sequence
 
@@ -128,25 +127,3 @@ def time_steps(
     loss_fn = vae_loss(recipe.objective)
     fit(model, data, loss_fn, config, [timer], take_step=RecordedStep())  # as in a run
     return timer, model
-
-
-def faster_threads(
-    recipe: Recipe,  # what is going to be trained on the CPU
-    seconds: float = 0.5,  # of steps with either number
-) -> int:
-    """One thread, or as many as PyTorch takes now: with which steps of stage two are faster.
-
-    Threads wait for each other in every operation. Where another program holds one of the cores all of them
-    wait for that one, and a single thread may be faster."""
-    many = torch.get_num_threads()
-    if many == 1:
-        return 1
-    means = {}
-    try:
-        for threads in (1, many):
-            torch.set_num_threads(threads)
-            timer, _ = time_steps(recipe, torch.device("cpu"), seconds)
-            means[threads] = statistics.fmean(timer.times)
-    finally:
-        torch.set_num_threads(many)
-    return min(means, key=lambda threads: means[threads])

@@ -29,7 +29,7 @@ def test_report_needs_a_run(run):
 def test_demo_takes_the_faster_number_of_threads(monkeypatch, faster, threads):
     before = torch.get_num_threads()
     trained_with = []
-    monkeypatch.setattr(reporting, "faster_threads", lambda recipe: faster)
+    monkeypatch.setattr(reporting, "faster_threads", lambda: faster)
     monkeypatch.setattr(
         reporting, "train_or_exit", lambda *given, **options: trained_with.append(torch.get_num_threads())
     )

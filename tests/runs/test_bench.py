@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import types
 
 import pytest
 import torch
@@ -14,8 +13,8 @@ from cfvae.pipeline import resolve_precision
 from cfvae.pretrained import PretrainedConfig
 from cfvae.runs import machine, recorded, steps
 from cfvae.runs.bench import bench, count_flops, default_preset, draw_batch, new_pipeline
-from cfvae.runs.machine import REPEATS, matrix_rate, time_calls
-from cfvae.runs.steps import StepTimer, TimedData, faster_threads, random_codes, time_steps
+from cfvae.runs.machine import REPEATS, faster_threads, matrix_rate, time_calls
+from cfvae.runs.steps import StepTimer, TimedData, random_codes, time_steps
 from cfvae.training import TrainingConfig, fit
 
 CPU = torch.device("cpu")
@@ -203,27 +202,6 @@ def test_steps_are_those_of_a_run(monkeypatch):
     assert isinstance(TimedData(random_codes(recipe)), recorded._Movable)
 
 
-@pytest.mark.parametrize("one, many, faster", [(2.0, 3.0, 1), (2.0, 1.1, 2)])
-def test_faster_threads(monkeypatch, one, many, faster):
-    before = torch.get_num_threads()
-    tried = []
-
-    def time_steps(recipe, device, seconds):
-        tried.append(torch.get_num_threads())
-        mean = one if tried[-1] == 1 else many
-        return types.SimpleNamespace(times=[mean - 1, mean, mean + 1]), None
-
-    monkeypatch.setattr(steps, "time_steps", time_steps)
-    torch.set_num_threads(2)
-    try:
-        assert faster_threads(tiny()) == faster
-        assert torch.get_num_threads() == 2 and tried == [1, 2]
-        torch.set_num_threads(1)
-        assert faster_threads(tiny()) == 1 and tried == [1, 2]  # nothing to choose from
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_steps_train_the_model():
     timer, model = time_steps(tiny(), CPU)
     assert len(timer.times) == REPEATS and min(timer.times) > 0
@@ -238,6 +216,28 @@ def test_matrix_rate_leaves_the_precision_as_it_was():
     before = torch.get_float32_matmul_precision()
     assert matrix_rate(CPU, torch.float32) > 0
     assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.parametrize("one, many, faster", [(2.0, 3.0, 1), (2.0, 1.1, 2)])
+def test_faster_threads(monkeypatch, one, many, faster):
+    before = torch.get_num_threads()
+    tried = []
+
+    def time_calls(call, device, seconds):
+        assert call().shape == (48, 64, 8, 8)
+        tried.append(torch.get_num_threads())
+        mean = one if tried[-1] == 1 else many
+        return [mean - 1, mean, mean + 1]
+
+    monkeypatch.setattr(machine, "time_calls", time_calls)
+    torch.set_num_threads(2)
+    try:
+        assert faster_threads() == faster
+        assert torch.get_num_threads() == 2 and tried == [1, 2]
+        torch.set_num_threads(1)
+        assert faster_threads() == 1 and tried == [1, 2]  # nothing to choose from
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_matrices_grow_until_a_clock_can_be_trusted(monkeypatch):
