@@ -95,6 +95,7 @@ def waves(
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
+# %% ../nbs/15_comparison.ipynb #638e939f
 def wave_frequencies(
     width: int,  # of the waves' vector; even
 ) -> torch.Tensor:
@@ -102,6 +103,7 @@ def wave_frequencies(
     return torch.logspace(-0.5, 1.5, width // 2)
 
 
+# %% ../nbs/15_comparison.ipynb #86dee1c9
 def position_waves(
     resolution: int,  # height and width
     width: int,  # of a token; a multiple of 4
@@ -114,6 +116,7 @@ def position_waves(
     return torch.cat([rows, columns], dim=1)
 
 
+# %% ../nbs/15_comparison.ipynb #937b9cca
 class KeyValueCache:
     "What the attention of one block keeps of the tokens so far."
 
@@ -145,6 +148,7 @@ def zero_linear(
     return layer
 
 
+# %% ../nbs/15_comparison.ipynb #32fec980
 class TransformerBlock(nn.Module):
     """Attention, then a feed-forward part, each with a norm before it and a skip around it: (b, s, width).
 
@@ -308,6 +312,7 @@ def flow_loss(
 SOLVERS = ("euler", "heun")
 
 
+# %% ../nbs/15_comparison.ipynb #5494030e
 @torch.no_grad()
 def sample_flow(
     model: FlowTransformer,  # trained
@@ -373,6 +378,7 @@ class Quantiser:
         return indices * self.bin_width + self.low
 
 
+# %% ../nbs/15_comparison.ipynb #b2d64837
 @dataclasses.dataclass(frozen=True)
 class AutoregressiveConfig(TransformerConfig):
     "Sizes of an autoregressive model."
@@ -393,6 +399,7 @@ def ordered_table(
     return table
 
 
+# %% ../nbs/15_comparison.ipynb #776e6bd9
 class AutoregressiveTransformer(nn.Module):
     """Every entry's bin given all entries before it (15.6): position by position, channel by channel.
 
@@ -451,6 +458,15 @@ def autoregressive_loss(
 
 
 # %% ../nbs/15_comparison.ipynb #68284acd
+def _draw(logits: torch.Tensor, temperature: float, generator: torch.Generator | None) -> torch.Tensor:
+    "An index from each row of logits: the largest after Gumbel noise, which is an exact draw."
+    device = logits.device if generator is None else generator.device
+    uniform = torch.rand(logits.shape, generator=generator, device=device).to(logits.device)
+    gumbel = -torch.log(-torch.log(uniform.clamp_min(1e-30)))
+    return (logits.float() + temperature * gumbel).argmax(dim=-1)
+
+
+# %% ../nbs/15_comparison.ipynb #c28aeb24
 @torch.no_grad()
 def sample_autoregressive(
     model: AutoregressiveTransformer,  # trained
@@ -482,14 +498,6 @@ def sample_autoregressive(
     indices = torch.cat(drawn, dim=1).view(n, config.resolution**2, config.data_channels)
     values = config.quantiser.values(indices)
     return values.transpose(1, 2).reshape(n, config.data_channels, config.resolution, config.resolution)
-
-
-def _draw(logits: torch.Tensor, temperature: float, generator: torch.Generator | None) -> torch.Tensor:
-    "An index from each row of logits: the largest after Gumbel noise, which is an exact draw."
-    device = logits.device if generator is None else generator.device
-    uniform = torch.rand(logits.shape, generator=generator, device=device).to(logits.device)
-    gumbel = -torch.log(-torch.log(uniform.clamp_min(1e-30)))
-    return (logits.float() + temperature * gumbel).argmax(dim=-1)
 
 
 # %% ../nbs/15_comparison.ipynb #a0afe97e
