@@ -55,7 +55,8 @@ def compare(
         contestants = _applicable(plan, material)
         flops = {name: example_flops(contestant) for name, contestant in contestants.items()}
         budget = plan.budget or _budget_of_recipe(material)
-        steps = {name: steps_for(contestant, budget, flops[name]) for name, contestant in contestants.items()}
+        to_train = [name for name in contestants if name != "vae" or plan.vae is None]
+        steps = {name: steps_for(contestants[name], budget, flops[name]) for name in to_train}
         _claim(out, material, plan, budget)
         if plan.vae is not None and pipe is not None:
             _adopt(pipe, material, out)
