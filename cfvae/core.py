@@ -72,6 +72,7 @@ def make_generator(
     device: str | torch.device = "cpu",  # where the generator lives; noise is drawn there
 ) -> torch.Generator:
     "A generator of its own: two runs can share their noise whatever else draws random numbers."
+    check(-(2**63) <= seed < 2**63, "the seed is too large: a whole number of 64 bits is needed, such as 0")
     return torch.Generator(device=device).manual_seed(seed)
 
 

@@ -56,7 +56,9 @@ def open_dataset(
     root = path if path.is_dir() else unpack(path, cache)
     listing = LISTERS[kind](root, train, shown)
     tag = f"{source_tag(path)}-{kind}-{'train' if train else 'val'}"
-    return decode_listing(listing, size, cache, tag, printable(path.name))
+    has_name = path.name not in ("", "..")  # unlike that of folder:.
+    name = path.name if has_name else path.resolve().name
+    return decode_listing(listing, size, cache, tag, printable(name or "images"))
 
 
 def _expand(text: str) -> Path:

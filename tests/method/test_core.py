@@ -75,6 +75,14 @@ def test_a_cpu_generator_gives_the_same_noise_on_a_gpu():
     assert on_gpu.is_cuda and torch.equal(on_gpu.cpu(), randn((5,), make_generator(0)))
 
 
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, 10**5000])
+def test_a_seed_has_64_bits(seed):
+    with pytest.raises(CfvaeError, match="the seed is too large: a whole number of 64 bits"):
+        make_generator(seed)
+    for good in (0, -1, 2**63 - 1, -(2**63)):
+        assert make_generator(good).initial_seed() % 2**64 == good % 2**64
+
+
 @pytest.mark.parametrize("name", ["gpu", "mps", "meta", "xla", "cpu:x", "", None, 1.5])
 def test_devices_that_nothing_is_computed_on(name):
     with pytest.raises(CfvaeError, match=f"unknown device '{name}': use auto, cpu or cuda"):
