@@ -75,7 +75,7 @@ def test_a_cpu_generator_gives_the_same_noise_on_a_gpu():
     assert on_gpu.is_cuda and torch.equal(on_gpu.cpu(), randn((5,), make_generator(0)))
 
 
-@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, 10**5000])
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, 10**50])
 def test_a_seed_has_64_bits(seed):
     with pytest.raises(CfvaeError, match="the seed is too large: a whole number of 64 bits"):
         make_generator(seed)
