@@ -22,7 +22,7 @@ from .output import say
 from .recorded import RecordedStep
 
 TRY_SHARE = 0.1  # of the budget, for each learning rate that is tried
-CURVE_POINTS = 20  # held-out losses that are noted while a model is trained
+CURVE_POINTS = 10  # held-out losses that are noted while a model is trained; 2 of a try
 COUNTED = 4  # examples in the step whose FLOPs are counted
 
 Fields = dict[str, typing.Any]
@@ -83,12 +83,14 @@ class HeldOutLoss(Callback):
     def __init__(
         self,
         contestant: Contestant,  # the model's kind
+        points: int,  # how often, evenly spread
     ) -> None:
         self.contestant = contestant
+        self.points = points
         self.curve: list[tuple[int, float | None]] = []  # steps done, held-out loss; None: not a number
 
     def on_step(self, state: TrainingState, metrics: Metrics) -> None:
-        every = max(1, state.config.steps // CURVE_POINTS)
+        every = max(1, state.config.steps // self.points)
         if state.step % every == 0 or state.step == state.config.steps:
             self.curve.append((state.step, held_out_loss(self.contestant, state.ema.module)))
 
@@ -132,7 +134,7 @@ def run_job(
 
     seed_everything(job.seed)
     model = contestant.build()
-    held_out = HeldOutLoss(contestant)
+    held_out = HeldOutLoss(contestant, points=CURVE_POINTS if job.rate is None else 2)
     forget_peak(device)
     start = time.perf_counter()
     try:
