@@ -133,19 +133,23 @@ def _listed(names: typing.Collection[str]) -> str:
 def _check_weights(model: torch.nn.Module, folder: Path) -> None:
     "Raises `CfvaeError` unless the files hold each of the model's tensors, no other, and finite numbers."
     files = sorted(folder.glob("*.safetensors"))
-    saved_names: set[str] = set()
+    saved_kinds: dict[str, str] = {}  # such as F32, BF16, I64
     for path in files:
         with safe_open(path, framework="pt") as weights:
-            saved_names.update(weights.keys())
+            for name in weights.keys():
+                saved_kinds[name] = weights.get_slice(name).get_dtype()
 
     saved = model.model if isinstance(model, PretrainedAutoencoder) else model  # diffusers' own part
     state = saved.state_dict()
-    missing = state.keys() - saved_names
-    unexpected = saved_names - state.keys()
+    missing = state.keys() - saved_kinds.keys()
+    unexpected = saved_kinds.keys() - state.keys()
+    common = state.keys() & saved_kinds.keys()
+    other_kind = {name for name in common if state[name].is_floating_point() != ("F" in saved_kinds[name])}
     not_finite = {name for name, tensor in state.items() if not bool(tensor.isfinite().all())}
     problems = {
         "tensors are missing": missing,
         "tensors are there that the model does not have": unexpected,
+        "numbers are whole, or are not, unlike the model's": other_kind,
         "numbers are not finite": not_finite,
     }
     for problem, names in problems.items():

@@ -152,6 +152,7 @@ class Checkpointer(Callback):
         if newest is None:
             return None
         step, saved_state = newest
+        _check_counts(saved_state, self.folder, step)
         _check_finite(saved_state, self.folder, step)
         _resume(state, saved_state, self.folder)
         return step
@@ -161,6 +162,15 @@ class Checkpointer(Callback):
             with_config = {**state.state_dict(), "config": config_to_dict(state.config)}
             save_checkpoint(self.folder, state.step, with_config, self.keep)
         self.saved = state.step
+
+
+def _check_counts(saved_state: dict[str, typing.Any], folder: Path, step: int) -> None:
+    "Raises `CfvaeError` for a checkpoint whose steps are not those in its name, or that counts nothing."
+    counts = [saved_state.get(name, 0) for name in ("skipped", "skipped_in_a_row")]
+    counted = all(type(count) is int and 0 <= count <= step for count in counts)
+    same_step = type(saved_state.get("step")) is int and saved_state["step"] == step
+    message = f"the checkpoint of step {step} in {folder} does not say what was done"
+    check(counted and same_step, f"{message}: remove it, and --resume goes on from the one before")
 
 
 def _check_finite(saved_state: dict[str, typing.Any], folder: Path, step: int) -> None:

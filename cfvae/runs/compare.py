@@ -2,10 +2,8 @@
 samples are worth: one folder with all of it, which a comparison that was killed takes up again."""
 
 import contextlib
-import dataclasses
 import functools
 import json
-import statistics
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,10 +20,11 @@ from ..recipes import Recipe
 from .compare_contestant import Contestant, Material
 from .compare_crew import Crew
 from .compare_figures import write_figures
-from .compare_judging import Jury, Point, call_jury, judge_point, measure_cost, measure_floors
+from .compare_judging import Point, call_jury, judge_point, measure_cost, measure_floors
 from .compare_material import Plan, gather, given_pipeline
 from .compare_models import MODELS
 from .compare_pictures import write_pictures
+from .compare_results import collect_points, describe_comparison, describe_model
 from .compare_training import (
     Fields,
     Job,
@@ -35,7 +34,6 @@ from .compare_training import (
     run_job,
     steps_for,
 )
-from .machine import describe_machine
 from .output import say
 
 MOST_ON_A_CPU = 128  # evaluations for an image; more take hours there
@@ -75,9 +73,14 @@ def compare(
         models = {}
         for name, contestant in contestants.items():
             jobs = [job for job in finals if job.model == name]
-            models[name] = _describe_model(contestant, jobs, flops[name], out)
-        about = _about(material, plan, budget, jury, place)
-        comparison = {**about, "floors": floors, "models": models, "points": _collect(points, costs, out)}
+            models[name] = describe_model(contestant, jobs, flops[name], out)
+        about = describe_comparison(material, plan, budget, jury, place)
+        comparison = {
+            **about,
+            "floors": floors,
+            "models": models,
+            "points": collect_points(points, costs, out),
+        }
         write_synced(out / "comparison.json", json.dumps(comparison, indent=1).encode())
         write_figures(comparison, out)
         write_pictures(material, contestants, real, place, out)
@@ -238,60 +241,3 @@ def _keep(path: Path, measure: typing.Callable[[], Fields]) -> Fields:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_synced(path, json.dumps(fields, indent=1, allow_nan=False).encode())
     return fields
-
-
-# --- what comparison.json holds
-
-
-def _about(material: Material, plan: Plan, budget: float, jury: Jury, place: torch.device) -> Fields:
-    recipe = material.recipe
-    return {
-        "preset": recipe.name,
-        "data": recipe.data,
-        "recipe": config_to_dict(recipe),
-        "plan": dataclasses.asdict(plan),
-        "machine": dataclasses.asdict(describe_machine(place)),
-        "budget": budget,
-        "n": jury.n,
-        "judges": list(jury.features),
-    }
-
-
-def _describe_model(contestant: Contestant, jobs: Sequence[Job], flops: float, out: Path) -> Fields:
-    "What was trained, with the tries of every seed."
-    seeds = []
-    for job in jobs:
-        tries = [read_result(attempt, out) for attempt in job.tries(contestant)]
-        trained = read_result(job, out) or {}
-        seeds.append({"seed": job.seed, "tries": [attempt for attempt in tries if attempt], **trained})
-    return {"title": contestant.title, "unit": contestant.unit, "flops_per_example": flops, "seeds": seeds}
-
-
-def _collect(points: Sequence[Point], costs: dict[tuple[str, str], Fields], out: Path) -> list[Fields]:
-    "A line for each model and style: cost, and every measure with its standard error."
-    collected = []
-    for (model, style), cost in costs.items():
-        same = [point for point in points if (point.job.model, point.style.name) == (model, style)]
-        results = [json.loads((out / point.path).read_text(encoding="utf-8")) for point in same]
-        drawn = same[0].style
-        about = {"model": model, "name": style, "title": drawn.title, "style": dataclasses.asdict(drawn)}
-        collected.append({**about, **cost, "measures": average(results)})
-    return collected
-
-
-def average(
-    results: Sequence[Fields],  # of every seed, as a point's file holds it
-) -> Fields:
-    """Mean and standard error of every judge's measures.
-
-    With several seeds the error is that of their mean; with one, that of its samples alone."""
-    judges: Fields = {}
-    for judge, measures in results[0]["measures"].items():
-        judges[judge] = {}
-        for name, first in measures.items():
-            values = [result["measures"][judge][name]["value"] for result in results]
-            error = first["error"]
-            if len(values) > 1:
-                error = statistics.stdev(values) / len(values) ** 0.5
-            judges[judge][name] = {"mean": statistics.fmean(values), "error": error, "values": values}
-    return judges

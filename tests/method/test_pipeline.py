@@ -344,12 +344,19 @@ def cut_first(weights) -> None:
     weights[name] = weights[name].flatten()[:1].clone()
 
 
+def whole_numbers(weights):
+    "As a tool may leave them that takes weights for indices: all that is small becomes 0."
+    name = min(weights)
+    weights[name] = weights[name].to(torch.int64)
+
+
 WEIGHT_DAMAGES = {
     "one_is_missing": (lambda weights: weights.pop(max(weights)), "tensors are missing"),
     "all_but_one_are_missing": (lambda weights: drop(weights, 1), r"tensors are missing \(.* more"),
     "all_are_missing": (drop, "tensors are missing"),
     "one_too_many": (lambda weights: weights.update(extra=torch.zeros(2)), "does not have.*extra"),
     "another_shape": (cut_first, "size mismatch for"),
+    "another_kind": (whole_numbers, "numbers are whole, or are not"),
     "nan": (first_becomes(torch.nan), "numbers are not finite"),
     "infinite": (first_becomes(-torch.inf), "numbers are not finite"),
 }

@@ -463,6 +463,19 @@ def test_a_checkpoint_with_weights_that_are_not_finite_is_refused(tmp_path, undi
         train(go_on)
 
 
+@pytest.mark.parametrize(
+    "part, value",
+    [("step", "x"), ("step", None), ("step", 11), ("step", -1), ("step", 10**9)]
+    + [("skipped", None), ("skipped", -1), ("skipped", 13), ("skipped_in_a_row", 0.5)],
+)
+def test_a_checkpoint_that_counts_otherwise_is_refused(tmp_path, part, value):
+    train([Checkpointer(tmp_path, every=5), StopAt(12)])
+    step, state = load_checkpoint(tmp_path)
+    save_checkpoint(tmp_path, step, {**state, part: value})
+    with pytest.raises(CfvaeError, match="the checkpoint of step 12 in .* does not say what was done: remove it"):
+        train([Checkpointer(tmp_path, every=5, resume=True)])
+
+
 def test_forgotten_resume_is_refused_and_nothing_is_lost(tmp_path):
     train([Checkpointer(tmp_path, every=10), StopAt(3)])
     before = list_checkpoints(tmp_path)
