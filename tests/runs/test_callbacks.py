@@ -408,7 +408,7 @@ def test_resumed_run_is_equal_to_the_last_bit(tmp_path, undisturbed):
     assert_same(load_checkpoint(tmp_path)[1], undisturbed)
 
 
-@pytest.mark.parametrize("part", ["model", "ema", "optimizer", "step"])
+@pytest.mark.parametrize("part", ["model", "ema", "optimizer"])
 def test_every_part_of_the_state_matters(tmp_path, undisturbed, part):
     "The comparison above would notice if a part were not restored."
     train([Checkpointer(tmp_path, every=5), StopAt(12)])
@@ -472,7 +472,7 @@ def test_a_checkpoint_that_counts_otherwise_is_refused(tmp_path, part, value):
     train([Checkpointer(tmp_path, every=5), StopAt(12)])
     step, state = load_checkpoint(tmp_path)
     save_checkpoint(tmp_path, step, {**state, part: value})
-    with pytest.raises(CfvaeError, match="the checkpoint of step 12 in .* does not say what was done: remove it"):
+    with pytest.raises(CfvaeError, match="of step 12 .* does not say what was done: remove it"):
         train([Checkpointer(tmp_path, every=5, resume=True)])
 
 
