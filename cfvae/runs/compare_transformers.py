@@ -47,8 +47,8 @@ class _Transformer(Contestant):
     @property
     def rates(self) -> tuple[float, ...]:
         "Around one that falls with the width."
-        middle = 0.2 / self.sizes(*self.recipe.autoencoder.latent_shape[:2]).width
-        return middle / 2.5, middle, 2.5 * middle
+        middle = 0.6 / self.sizes(*self.recipe.autoencoder.latent_shape[:2]).width
+        return middle / 2, middle, 2 * middle
 
     def training(self, steps: int, rate: float, seed: int) -> TrainingConfig:
         "Without a limit on the gradient: the recipe's is one for the VAE's loss."
