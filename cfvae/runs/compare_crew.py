@@ -5,9 +5,11 @@ import functools
 import multiprocessing
 import os
 import pickle
+import tempfile
 import threading
 import typing
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import TracebackType
 
 import torch
@@ -31,10 +33,12 @@ class Crew(typing.Generic[_Shared]):
         self.shared = shared
         self.pool: concurrent.futures.ProcessPoolExecutor | None = None
         if jobs > 1:
-            # as bytes: tensors would travel as open files, of which there may be too many
-            payload = pickle.dumps(shared)
+            # through a file: sent to them, it would make them start one after the other
+            self.folder = tempfile.TemporaryDirectory()  # nobody else can write to it
+            path = Path(self.folder.name) / "shared.pickle"
+            path.write_bytes(pickle.dumps(shared))
             context = multiprocessing.get_context("spawn")
-            self.pool = concurrent.futures.ProcessPoolExecutor(jobs, context, _begin, (payload,))
+            self.pool = concurrent.futures.ProcessPoolExecutor(jobs, context, _begin, (path,))
 
     def __enter__(self) -> typing.Self:
         return self
@@ -44,6 +48,7 @@ class Crew(typing.Generic[_Shared]):
     ) -> None:
         if self.pool is not None:
             self.pool.shutdown(cancel_futures=True)
+            self.folder.cleanup()
 
     def run(
         self,
@@ -60,12 +65,12 @@ class Crew(typing.Generic[_Shared]):
             future.result()
 
 
-def _begin(payload: bytes) -> None:
+def _begin(path: Path) -> None:
     "In a process of a crew, before its first task."
     global _shared
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _shared = pickle.loads(payload)
+    _shared = pickle.loads(path.read_bytes())
 
 
 def _end_with_parent() -> None:
