@@ -215,7 +215,8 @@ def _fetch_config(source: str) -> dict[str, typing.Any]:
     model_config = _fetch(any_kind.load_config, source)
     kind = model_config.get("_class_name")
     known = kind in _KINDS
-    check(known, f"the model {source} is of the kind {kind}: an {', '.join(_KINDS)} is needed")
+    what = f"of the kind {kind}" if kind else "not in diffusers' form; one of cfvae's own serves its own run"
+    check(known, f"the model {source} is {what}: an {' or '.join(_KINDS)} is needed")
     return model_config
 
 
