@@ -52,7 +52,8 @@ def open_dataset(
     path = _expand(rest)
     shown = printable(path)
     exists = os.path.exists(path)
-    check(exists, f"{shown} does not exist: {kind}: needs the path of a folder or an archive")
+    moved = f"if a run's images have moved, give their place by --data {kind}:PATH"
+    check(exists, f"{shown} does not exist: {kind}: needs the path of a folder or an archive; {moved}")
     root = path if path.is_dir() else unpack(path, cache)
     listing = LISTERS[kind](root, train, shown)
     tag = f"{source_tag(path)}-{kind}-{'train' if train else 'val'}"

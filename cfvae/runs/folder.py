@@ -2,7 +2,7 @@
 
 import json
 import typing
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from ..autoencoder import Autoencoder
 from ..checkpoints import list_checkpoints, write_synced
@@ -180,8 +180,9 @@ def load_model(
     model: str | Path,  # a run folder, a saved pipeline, the name of a shipped one, or hub:owner/name
 ) -> LatentVAEPipeline:
     "The pipeline that is meant. Raises `CfvaeError` where there is none."
-    if str(model).startswith("hub:") and not Path(model).exists():
-        return load_from_hub(str(model).removeprefix("hub:"))
+    name = model.as_posix() if isinstance(model, PurePath) else model  # Windows turns slashes round
+    if name.startswith("hub:") and not Path(model).exists():
+        return load_from_hub(name.removeprefix("hub:"))
     path = find_model(model)
     check(path.exists(), f"there is nothing at {path}: give a run folder or a saved pipeline")
     if not (path / "recipe.json").exists():

@@ -2,12 +2,13 @@
 
 import json
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
 from tiny_runs import strange_images
 
 from cfvae.core import CfvaeError, config_to_dict
+from cfvae.runs import folder
 from cfvae.runs.presets import preset
 from cfvae.recipes import recipe_from_dict
 from cfvae.runs.folder import claim_run, load_autoencoder, load_data_note, load_model, load_recipe
@@ -31,6 +32,12 @@ def test_load_model_says_what_is_missing(tmp_path):
         load_model(tmp_path / "nowhere")
     with pytest.raises(CfvaeError, match="neither a run folder"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [str, PurePosixPath, PureWindowsPath])
+def test_a_name_on_the_hub_keeps_its_slash(kind, monkeypatch):
+    monkeypatch.setattr(folder, "load_from_hub", lambda name: name)
+    assert load_model(kind("hub:owner/name")) == "owner/name"
 
 
 @pytest.fixture

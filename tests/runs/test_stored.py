@@ -1,10 +1,11 @@
 """The stored experiments of lessons 08 to 11, at a length that a test can afford."""
 
 import json
+import pickle
 
 import pytest
 
-from cfvae.runs.stored import __main__ as stored
+from cfvae.runs.stored import runner as stored
 from cfvae.runs.stored.information import pull
 from cfvae.runs.stored.pixels_and_codes import SIDES, operations_a_step
 
@@ -30,3 +31,10 @@ def test_records_of_one_experiment_become_one_file_and_a_failure_costs_one_recor
         sum(records[0]["rates"]), rel=0.01
     )
     assert "failed" in capsys.readouterr().out
+
+
+def test_processes_find_what_makes_a_record():
+    "`python -m cfvae.runs.stored` runs `__main__`, whose functions a new process cannot find."
+    for experiment, make, _ in stored._tasks():
+        assert pickle.loads(pickle.dumps(make)) is make, experiment
+    assert stored._make.__module__ == "cfvae.runs.stored.runner"

@@ -1,6 +1,7 @@
 """Run the stored experiments: `python -m cfvae.runs.stored OUT --device cuda --workers 8`.
 
-The records know nothing of each other, so they are made side by side; each experiment becomes a JSON file."""
+The records know nothing of each other, so they are made side by side; each experiment becomes a JSON file.
+(The processes have to find these functions by name, and could not in `__main__`.)"""
 
 import argparse
 import concurrent.futures
@@ -119,7 +120,3 @@ def main(arguments: list[str] | None = None) -> None:
         about = {"device": options.device, "torch": torch.__version__, "records": _rounded(records)}
         # anew with every record: whatever ends the run, what was made is kept
         (options.out / f"{name}.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
