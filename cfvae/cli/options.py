@@ -37,7 +37,7 @@ Data = Annotated[
     str,
     Option(
         metavar="SPEC",
-        help="shapes, shapes:n=2000,seed=1, cifar10, folder:PATH or tiny-imagenet:PATH.",
+        help="shapes, shapes:n=2000,seed=1, cifar10, folder:PATH, table:FILE or tiny-imagenet:PATH.",
         show_default=False,
     ),
 ]

@@ -16,18 +16,19 @@ from .cache import Decoded, FileImages, decode_listing, load_or_fill, store_imag
 from .folders import list_folder
 from .names import first_few, printable
 from .store import source_tag
+from .tables import list_table
 from .tiny_imagenet import list_tiny_imagenet
 
 CACHE = "data/cache"
 MAX_SIZE = 4096  # pixels
-LISTERS = {"folder": list_folder, "tiny-imagenet": list_tiny_imagenet}
-PLACES = "folder:PATH or tiny-imagenet:PATH (PATH is a folder or an archive)"
+LISTERS = {"folder": list_folder, "tiny-imagenet": list_tiny_imagenet, "table": list_table}
+PLACES = "folder:PATH or tiny-imagenet:PATH (PATH is a folder or an archive), table:FILE (CSV or JSON lines)"
 SPECS = f"shapes, shapes:n=2000,seed=1, cifar10, {PLACES}"
 VALIDATION_SEED = 10**9  # added to the seed of generated validation images: no training run has it
 
 
 def open_dataset(
-    spec: str,  # one of SPECS; PATH may be a .tar, .tar.xz, .tar.gz or .zip
+    spec: str,  # one of SPECS; PATH may be a .tar, .tar.xz, .tar.gz or .zip, FILE names files and labels
     size: int,  # side of the square images, in pixels
     train: bool = True,  # the training split, or the validation (test) split
     cache: str | Path = CACHE,  # where archives are unpacked and decoded images are kept
@@ -54,7 +55,7 @@ def open_dataset(
     exists = os.path.exists(path)
     moved = f"if a run's images have moved, give their place by --data {kind}:PATH"
     check(exists, f"{shown} does not exist: {kind}: needs the path of a folder or an archive; {moved}")
-    root = path if path.is_dir() else unpack(path, cache)
+    root = path if path.is_dir() or kind == "table" else unpack(path, cache)
     listing = LISTERS[kind](root, train, shown)
     tag = f"{source_tag(path)}-{kind}-{'train' if train else 'val'}"
     has_name = path.name not in ("", "..")  # unlike that of folder:.

@@ -22,7 +22,7 @@ def public_recipe(
 ) -> Recipe:
     "The recipe for others to read."
     kind, separator, place = recipe.data.partition(":")
-    if kind in ("folder", "tiny-imagenet"):
+    if kind in ("folder", "tiny-imagenet", "table"):
         recipe = dataclasses.replace(recipe, data=f"{kind}{separator}{public_path(place)}")
     first = recipe.autoencoder
     if isinstance(first, PretrainedConfig):

@@ -1,0 +1,100 @@
+"Tests of cfvae.files.tables: labels from CSV and JSON lines."
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cfvae.core import CfvaeError
+from cfvae.files.open import open_dataset
+from cfvae.files.tables import list_table
+
+ROWS = [("a.png", "dog"), ("below/b.png", "cat"), ("c.png", "dog"), ("d.png", "")]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    (tmp_path / "below").mkdir()
+    for number, (name, _) in enumerate(ROWS):
+        Image.new("RGB", (8, 8), (40 * number, 200, 0)).save(tmp_path / name)
+    return tmp_path
+
+
+def csv_text(header="file_name,label", delimiter=","):
+    lines = [header.replace(",", delimiter)] + [f"{name}{delimiter}{label}" for name, label in ROWS]
+    return "\n".join(lines) + "\n"
+
+
+TEXTS = {
+    "plain.csv": csv_text().encode(),
+    "excel.csv": csv_text("Image;Class").replace(",", ";").encode("utf-8-sig"),
+    "tabs.tsv": csv_text("path,category", "\t").encode(),
+    "windows.csv": csv_text("FILE,Label").replace("\n", "\r\n").encode(),
+    "metadata.jsonl": "".join(
+        json.dumps({"file_name": name, "label": label or None}) + "\n" for name, label in ROWS
+    ).encode(),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_form_gives_the_same(pictures, name):
+    (pictures / name).write_bytes(TEXTS[name])
+    listing = list_table(pictures / name)
+    assert listing.classes == ("cat", "dog") and listing.labels == (1, 0, 1, -1)
+    assert listing.names == tuple(file for file, _ in ROWS)
+    dataset = open_dataset(f"table:{pictures / name}", 8, cache=pictures / "cache")
+    assert np.asarray(dataset.images)[:, 0, 0, 0].tolist() == [0, 40, 80, 120]
+    assert dataset.labels.tolist() == [1, 0, 1, -1] and dataset.name == name
+
+
+def test_numbers_are_classes_in_their_order(pictures):
+    table = pictures / "numbers.csv"
+    table.write_text("file,label\na.png,10\nc.png,9\nd.png,2\n")
+    assert list_table(table).classes == ("2", "9", "10")
+    table.write_text('{"file": "a.png", "label": 1}\n{"file": "c.png", "label": 0}\n')
+    assert list_table(table).labels == (1, 0)
+
+
+def test_without_labels_there_are_no_classes(pictures):
+    (pictures / "bare.csv").write_text("file,label\na.png,\nc.png,\n")
+    assert list_table(pictures / "bare.csv").classes == ("all",)
+    assert list_table(pictures / "bare.csv").labels == (-1, -1)
+
+
+def test_files_that_are_missing_are_left_out(pictures):
+    (pictures / "more.csv").write_text("file,label\na.png,x\nc.png,y\ngone.png,y\n")
+    with pytest.warns(UserWarning, match=r"1 of 3 images cannot be read and are left out: gone.png"):
+        assert len(open_dataset(f"table:{pictures / 'more.csv'}", 8, cache=pictures / "cache")) == 2
+
+
+@pytest.mark.parametrize(
+    "content, complaint",
+    [
+        (b"", "names no images"),
+        (b"file,label\n", "names no images"),
+        (b"name,label\na.png,x\n", "has no column file_name or .*: it has name, label"),
+        (b"file,kind\na.png,x\n", "has no column label or class or category: it has file, kind"),
+        (b"file,label\n/etc/passwd,x\n", "not below its folder: /etc/passwd"),
+        (b"file,label\n../x.png,x\n", r"not below its folder: \.\./x.png"),
+        (b"file,label\n,x\n", "not below its folder"),
+        (b"file,label\nK\xe4fer.png,x\n", "cannot be read .*UTF-8"),
+        (b'{"file": "a.png", "label": 1}\n{"file":', "cannot be read"),
+        (b'{"file": "a.png", "label": 1}\n[1]\n', "cannot be read .a line is no JSON object"),
+        (b"{" * 100000, "cannot be read"),
+        (b"file,label\n" + b"x" * 200000 + b",y\n", "cannot be read"),
+    ],
+)
+def test_tables_that_cannot_be_used(pictures, content, complaint):
+    (pictures / "bad.csv").write_bytes(content)
+    with pytest.raises(CfvaeError, match=rf"bad\.csv.*{complaint}") as caught:
+        open_dataset(f"table:{pictures / 'bad.csv'}", 8, cache=pictures / "cache")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_folder_is_no_table_and_a_table_has_one_split(pictures):
+    with pytest.raises(CfvaeError, match="cannot be read"):
+        open_dataset(f"table:{pictures}", 8, cache=pictures / "cache")
+    (pictures / "plain.csv").write_bytes(TEXTS["plain.csv"])
+    with pytest.raises(CfvaeError, match="no validation split"):
+        open_dataset(f"table:{pictures / 'plain.csv'}", 8, train=False, cache=pictures / "cache")
