@@ -275,6 +275,6 @@ def test_a_new_version_of_an_archive_replaces_the_old(tmp_path, cache):
 def test_a_full_disk_while_unpacking(tmp_path, cache, monkeypatch):
     archive = tar_of(tmp_path / "x.tar", ("a/1.bmp", bytes(5000)))
     fail_writes(monkeypatch)
-    with pytest.raises(CfvaeError, match="no space left on the disk"):
+    with pytest.raises(CfvaeError, match="No space left on device"):
         unpack(archive, cache)
     assert not list((cache / "unpacked").iterdir())
