@@ -163,13 +163,12 @@ def test_every_job_has_a_file_of_its_own():
 
 
 def test_a_claim_without_results_is_not_measured(tmp_path):
-    runs = [{"numbers": 64, "psnr": 20 + seed, "recognised": 0.5, "n": 1000} for seed in range(2)]
-    about = {"runs": runs, "seeds": [0, 1], "hardware": ["one core"]}
-    write_json(tmp_path / "controls/code_length.json", about)
+    run = {"variant": "pixels-plain", "rate": 80.0, "rates": [10.0] * 8, "share_fine": 0.5, "n": 1000}
+    known = {"recognised_coarse": 0.25, "recognised_all": 0.95, "machine": "one core"}
+    write_json(tmp_path / "controls/shipped.json", {"runs": [run | known]})
     claims.write_claims(tmp_path)
     rows = json.loads((tmp_path / "claims.json").read_text())["rows"]
     measured = {row["claim"]: row["measured"] for row in rows}
-    assert len(rows) == 7 and measured.pop("The code is short and keeps what is perceived").startswith(
-        "Of 3,072 numbers of a picture, 64 numbers: 20.5 ± 0.5 dB, 50 ± 0.0 % recognised"
-    )
+    assert len(rows) == 7
+    assert "pays 50 % of its 80 nats at 8 x 8 and 16 x 16" in measured.pop("Pixel VAEs spend bits on detail")
     assert set(measured.values()) == {claims.NOT_MEASURED}

@@ -200,7 +200,7 @@ def _exactly(model: VAE, job: Job, setting: Setting, data: Shapes) -> Record:
     }
     if job.seed == 0:
         _picture(model, job, setting, data, [drawn[:12], expected[:12].view(12, 3, 16, 16)])
-    record: Record = {"pictures_summed_over": sums.count}
+    record: Record = {"pictures_summed_over": sums.count, "draws": len(z)}
     for name, values in parts.items():
         record |= _mean_and_error(values, name)
     return record

@@ -5,10 +5,12 @@ import itertools
 import ablations
 import autoencoders
 import one_layer
+import shipped
 from jobs import Experiment, Job
 
 SEEDS = (0, 1, 2)
 EXPERIMENTS: dict[str, Experiment] = {
+    "shipped": shipped.shipped,
     "02_autoencoder": autoencoders.long_autoencoder,
     "06_vae": one_layer.one_layer,
     "ablations": ablations.ablation,
@@ -20,7 +22,8 @@ def jobs_of(
     experiment: str,  # a key of `EXPERIMENTS`
 ) -> list[Job]:
     "All jobs of an experiment."
-    seeds = {autoencoders.LINEAR: (0,)}
+    untrained = (autoencoders.LINEAR, shipped.PIPELINE, *shipped.PIXEL_MODELS)
+    seeds = dict.fromkeys(untrained, (0,))
     return [
         Job(experiment, variant, seed, seconds)
         for variant, seconds in _costs(experiment).items()
@@ -30,6 +33,8 @@ def jobs_of(
 
 def _costs(experiment: str) -> dict[str, float]:
     "Every variant's seconds on one core, as measured on two busy ones; the pace of a run corrects them."
+    if experiment == "shipped":
+        return dict.fromkeys((*shipped.PIXEL_MODELS, shipped.PIPELINE), 10.0)
     if experiment == "ablations":
         return {ablations.FLOOR: 10} | dict.fromkeys(ablations.ABLATIONS, 230.0)
     if experiment == "02_autoencoder":
