@@ -17,6 +17,7 @@ TAGS = {  # an nbdev directive, and the cell tag that says the same to MyST-NB
     "code-fold: true": "hide-input",
     "eval: false": "skip-execution",
 }
+TERM = re.compile(r"\[([^\]]+)\]\(\.\./docs/glossary\.md#([\w-]+)\)")  # a link of a notebook to the glossary
 HEAD = re.compile(r"\A# .+\n+(?P<subtitle>(?:>.*\n?)*)")  # of the first cell
 ABOUT_COMPANION = "A companion about plumbing: a first reading may skip it. "
 ABOUT_GUIDE = "A guide: how to use it, without theory. "
@@ -69,7 +70,9 @@ def _markdown(name: str, source: str) -> Cell:
 
 
 def _relink(text: str, notebook: Notebook) -> str:
-    "In nbs/ the guides lie inside the folder of the lessons, on the site beside it."
+    "Terms lead to the glossary. In nbs/ the guides lie inside the folder of the lessons, on the site beside it."
+    text = TERM.sub(lambda term: f"{{term}}`{term[1]} <{term[2].replace('-', ' ')}>`", text)
+    text = text.replace("](../docs/glossary.md)", "](../glossary.md)")
     if notebook.is_guide:
         return text.replace("](../", "](../lessons/")
     return text.replace("](guides/", "](../guides/")

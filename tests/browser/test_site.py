@@ -407,6 +407,12 @@ def test_experiments_become_pages_with_errors(tmp_path, monkeypatch):
     assert "| the recipe | 0.361 ± 0.012 |" in text and "hidden" not in text
 
 
+def test_terms_lead_to_the_glossary():
+    text = "A [collapse](../docs/glossary.md#posterior-collapse), see the [glossary](../docs/glossary.md)."
+    linked = page_sources._relink(text, lessons.lessons()[0])
+    assert linked == "A {term}`collapse <posterior collapse>`, see the [glossary](../glossary.md)."
+
+
 def test_an_evaluation_becomes_a_table():
     measures = {"frechet": {"value": 0.3789, "error": 0.0691}, "accuracy": {"value": 1.0, "error": 0.0}}
     rows = [{"images": "unguided", "measures": measures}]
