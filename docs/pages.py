@@ -70,7 +70,7 @@ def _markdown(name: str, source: str) -> Cell:
 
 
 def _relink(text: str, notebook: Notebook) -> str:
-    "Terms lead to the glossary. In nbs/ the guides lie inside the folder of the lessons, on the site beside it."
+    "Terms lead to the glossary. In nbs/ the guides lie inside the folder of lessons, on the site beside it."
     text = TERM.sub(lambda term: f"{{term}}`{term[1]} <{term[2].replace('-', ' ')}>`", text)
     text = text.replace("](../docs/glossary.md)", "](../glossary.md)")
     if notebook.is_guide:
