@@ -73,6 +73,10 @@ def _open_and_network(runs: list[Record]) -> plt.Figure:
             points = [(run["steps"], run[part]) for run in own if run["beta"] == beta]
             axis.plot(*zip(*points, strict=True), ".", color=colour, label=f"beta = {beta}")
         axis.set(xlabel="steps", xscale="log", yscale="log", title=part)
+        axis.set_ylim(1e-6, 1)  # without a price on the rate nothing is left open: 1e-16
+        steps = sorted({run["steps"] for run in own})
+        axis.set_xticks(steps, [f"{count:,}" for count in steps])
+        axis.minorticks_off()
     axes[0].set(ylabel="mean squared error of a draw")
     axes[0].legend(fontsize=8)
     return figure
