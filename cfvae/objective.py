@@ -63,7 +63,7 @@ def rate_weights(
 
 
 # %% ../nbs/09_information.ipynb #ad027bb7
-SCHEDULE_SUM = 66.7  # percent; bands [w, 2w] span 2/3 to 4/3 of the nats: all layers fit inside
+SCHEDULE_SUM = 66.7  # percent; bands [a, 2a] span 2/3 to 4/3 of the nats: all layers fit inside
 
 
 def shifted_exponential(
