@@ -18,11 +18,11 @@ def method_modules() -> list[str]:
 
 
 def tool_modules(package: str) -> list[str]:
-    "The modules of a sub-package that have public names: `files.archives`, `files.cache`, ..."
+    "The modules of a sub-package that have public names: `files.archives`, `runs.compare.crew`, ..."
     names = []
-    for path in sorted((PACKAGE / package).glob("*.py")):
-        is_package = path.stem == "__init__"
-        names.append(package if is_package else f"{package}.{path.stem}")
+    for path in sorted((PACKAGE / package).rglob("*.py")):
+        module = path.parent if path.stem == "__init__" else path.with_suffix("")
+        names.append(".".join(module.relative_to(PACKAGE).parts))
     return [name for name in names if _public(name)]
 
 

@@ -167,7 +167,7 @@ def compare(
     device: options.Device = "auto",
 ) -> None:
     "Train models of several kinds with the same data and computing, and judge what they draw."
-    from ..runs.compare_material import Plan
+    from ..runs.compare.material import Plan
     from . import comparing
 
     flops = None if budget is None else 1e15 * budget

@@ -7,9 +7,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from ..runs.compare import compare as run
-from ..runs.compare_material import Plan
-from ..runs.compare_training import Fields
+from ..runs.compare.run import compare as run
+from ..runs.compare.material import Plan
+from ..runs.compare.training import Fields
 from ..runs.presets import preset
 from .parsing import split_list
 

@@ -10,15 +10,15 @@ from recipes_for_tests import tiny
 
 from cfvae.core import CfvaeError
 from cfvae.pipeline import LatentVAEPipeline
-from cfvae.runs.compare import compare
-from cfvae.runs.compare_contestant import Style
-from cfvae.runs.compare_crew import Crew
-from cfvae.runs.compare_figures import draw_quality, draw_training
-from cfvae.runs.compare_judging import draw_images
-from cfvae.runs.compare_material import Plan, gather
-from cfvae.runs.compare_models import MODELS
-from cfvae.runs.compare_results import average
-from cfvae.runs.compare_training import (
+from cfvae.runs.compare.run import compare
+from cfvae.runs.compare.contestant import Style
+from cfvae.runs.compare.crew import Crew
+from cfvae.runs.compare.figures import draw_quality, draw_training
+from cfvae.runs.compare.judging import draw_images
+from cfvae.runs.compare.material import Plan, gather
+from cfvae.runs.compare.models import MODELS
+from cfvae.runs.compare.results import average
+from cfvae.runs.compare.training import (
     TRY_SHARE,
     Job,
     choose_rate,

@@ -7,12 +7,12 @@ import typing
 import torch
 from torch import nn
 
-from ..autoencoder import Autoencoder
-from ..data import Batches, ImageDataset
-from ..latents import LatentDataset
-from ..pretrained import PretrainedAutoencoder
-from ..recipes import Recipe
-from ..training import Loss, TrainingConfig
+from ...autoencoder import Autoencoder
+from ...data import Batches, ImageDataset
+from ...latents import LatentDataset
+from ...pretrained import PretrainedAutoencoder
+from ...recipes import Recipe
+from ...training import Loss, TrainingConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..checkpoints import write_synced
-from ..core import PALETTE, set_style
-from .output import say
+from ...checkpoints import write_synced
+from ...core import PALETTE, set_style
+from ..output import say
 
 Fields = dict[str, typing.Any]
 

@@ -12,17 +12,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..checkpoints import write_synced
-from ..core import device_of, make_generator
-from ..data import ImageDataset
-from .bench import count_flops
-from .compare_contestant import Contestant, Material, Style
-from .compare_models import MODELS
-from .compare_training import Fields, Job, load_trained
-from .judges import Judge, find_judges
-from .judging import Value, compare_sets, jackknife, share
-from .machine import finish
-from .output import say
+from ...checkpoints import write_synced
+from ...core import device_of, make_generator
+from ...data import ImageDataset
+from ..bench import count_flops
+from .contestant import Contestant, Material, Style
+from .models import MODELS
+from .training import Fields, Job, load_trained
+from ..judges import Judge, find_judges
+from ..judging import Value, compare_sets, jackknife, share
+from ..machine import finish
+from ..output import say
 
 BATCH = {"cpu": 125, "cuda": 1000}  # images at a time
 TIMED = {"cpu": 16, "cuda": 256}  # images in the batch that is timed

@@ -5,19 +5,19 @@ from pathlib import Path
 
 import torch
 
-from ..core import CfvaeError, check, get_device, make_generator
-from ..data import ImageDataset
-from ..files.codes import encode_dataset
-from ..files.open import describe, open_dataset
-from ..latents import weights_fingerprint
-from ..pipeline import LatentVAEPipeline
-from ..pretrained import PretrainedConfig, load_pretrained
-from ..recipes import Recipe
-from .compare_contestant import Material
-from .compare_models import MODELS
-from .folder import load_autoencoder, load_model, load_recipe
-from .output import say
-from .train import FirstStage, prepare, train
+from ...core import CfvaeError, check, get_device, make_generator
+from ...data import ImageDataset
+from ...files.codes import encode_dataset
+from ...files.open import describe, open_dataset
+from ...latents import weights_fingerprint
+from ...pipeline import LatentVAEPipeline
+from ...pretrained import PretrainedConfig, load_pretrained
+from ...recipes import Recipe
+from .contestant import Material
+from .models import MODELS
+from ..folder import load_autoencoder, load_model, load_recipe
+from ..output import say
+from ..train import FirstStage, prepare, train
 
 
 @dataclasses.dataclass(frozen=True)

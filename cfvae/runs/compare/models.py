@@ -6,13 +6,13 @@ import typing
 import torch
 from torch import nn
 
-from ..data import Batches
-from ..guidance import Guidance
-from ..hvae import HierarchicalVAE
-from ..objective import vae_loss
-from ..training import Loss, TrainingConfig
-from .compare_contestant import Contestant, Style, too_rich
-from .compare_transformers import Autoregressive, Flow, PixelAutoregressive
+from ...data import Batches
+from ...guidance import Guidance
+from ...hvae import HierarchicalVAE
+from ...objective import vae_loss
+from ...training import Loss, TrainingConfig
+from .contestant import Contestant, Style, too_rich
+from .transformers import Autoregressive, Flow, PixelAutoregressive
 
 
 class VAE(Contestant):

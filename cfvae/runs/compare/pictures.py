@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from ..core import image_grid, set_style
-from ..data import ImageDataset
-from .compare_contestant import Contestant, Material
-from .compare_figures import save_figure
-from .compare_judging import draw_images
-from .compare_training import Job, load_trained
+from ...core import image_grid, set_style
+from ...data import ImageDataset
+from .contestant import Contestant, Material
+from .figures import save_figure
+from .judging import draw_images
+from .training import Job, load_trained
 
 COLUMNS = 10  # pictures in a row
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from ..core import config_to_dict
-from .compare_contestant import Contestant, Material
-from .compare_judging import Jury, Point
-from .compare_material import Plan
-from .compare_training import Fields, Job, read_result
-from .machine import describe_machine
+from ...core import config_to_dict
+from .contestant import Contestant, Material
+from .judging import Jury, Point
+from .material import Plan
+from .training import Fields, Job, read_result
+from ..machine import describe_machine
 
 
 def describe_comparison(

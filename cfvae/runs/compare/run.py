@@ -11,21 +11,21 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_model
 
-from ..checkpoints import write_synced
-from ..core import check, config_to_dict, count_parameters, get_device
-from ..files.lock import LOCK_FILE, OWNER_FILE, FolderLock
-from ..files.names import first_few
-from ..pipeline import LatentVAEPipeline
-from ..recipes import Recipe
-from .compare_contestant import Contestant, Material
-from .compare_crew import Crew
-from .compare_figures import write_figures
-from .compare_judging import Point, call_jury, judge_point, measure_cost, measure_floors
-from .compare_material import Plan, gather, given_pipeline
-from .compare_models import MODELS
-from .compare_pictures import write_pictures
-from .compare_results import collect_points, describe_comparison, describe_model
-from .compare_training import (
+from ...checkpoints import write_synced
+from ...core import check, config_to_dict, count_parameters, get_device
+from ...files.lock import LOCK_FILE, OWNER_FILE, FolderLock
+from ...files.names import first_few
+from ...pipeline import LatentVAEPipeline
+from ...recipes import Recipe
+from .contestant import Contestant, Material
+from .crew import Crew
+from .figures import write_figures
+from .judging import Point, call_jury, judge_point, measure_cost, measure_floors
+from .material import Plan, gather, given_pipeline
+from .models import MODELS
+from .pictures import write_pictures
+from .results import collect_points, describe_comparison, describe_model
+from .training import (
     Fields,
     Job,
     example_flops,
@@ -34,7 +34,7 @@ from .compare_training import (
     run_job,
     steps_for,
 )
-from .output import say
+from ..output import say
 
 MOST_ON_A_CPU = 128  # evaluations for an image; more take hours there
 

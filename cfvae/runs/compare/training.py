@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from ..baselines import training_flops
-from ..checkpoints import write_synced
-from ..core import CfvaeError, check, count_parameters, get_device, make_generator, seed_everything
-from ..training import Callback, Metrics, TrainingState, fit
-from .compare_contestant import Contestant, Material
-from .compare_models import MODELS
-from .machine import finish, forget_peak, peak_memory
-from .output import say
-from .recorded import RecordedStep
+from ...baselines import training_flops
+from ...checkpoints import write_synced
+from ...core import CfvaeError, check, count_parameters, get_device, make_generator, seed_everything
+from ...training import Callback, Metrics, TrainingState, fit
+from .contestant import Contestant, Material
+from .models import MODELS
+from ..machine import finish, forget_peak, peak_memory
+from ..output import say
+from ..recorded import RecordedStep
 
 TRY_SHARE = 0.1  # of the budget, for each learning rate that is tried
 CURVE_POINTS = 10  # held-out losses that are noted while a model is trained; 2 of a try

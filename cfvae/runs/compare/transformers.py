@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..baselines import (
+from ...baselines import (
     AutoregressiveConfig,
     AutoregressiveTransformer,
     FlowConfig,
@@ -21,11 +21,11 @@ from ..baselines import (
     sample_autoregressive,
     sample_flow,
 )
-from ..core import count_parameters, to_uint8
-from ..data import Batches, ImageDataset
-from ..hvae import HierarchicalVAE
-from ..training import Loss, TrainingConfig
-from .compare_contestant import Contestant, Style, too_rich
+from ...core import count_parameters, to_uint8
+from ...data import Batches, ImageDataset
+from ...hvae import HierarchicalVAE
+from ...training import Loss, TrainingConfig
+from .contestant import Contestant, Style, too_rich
 
 
 class _Transformer(Contestant):
