@@ -170,12 +170,13 @@ def _find_nearest(
     """Distances to the nearest training images, beside those of held-out images and of their reconstructions:
     soft pictures lie near to many images, without having been copied from any."""
     named = {"held-out images": real} | sets
-    distances = {}
-    neighbours = {}
-    for name, images in named.items():
-        if name not in (FLOOR, ALONE):
-            distances[name], index = nearest_images(images.images, training)
-            neighbours[name] = training.batch(index)[0]
+    asked = [name for name in named if name not in (FLOOR, ALONE)]
+    together = torch.cat([named[name].images for name in asked])  # the training images are gone through once
+    distance, index = nearest_images(together, training)
+
+    n = len(real.images)
+    distances = dict(zip(asked, distance.split(n), strict=True))
+    neighbours = {name: training.batch(rows)[0] for name, rows in zip(asked, index.split(n), strict=True)}
 
     near = distances["held-out images"].quantile(0.01)
     lines = []
