@@ -111,7 +111,7 @@ class VAE(nn.Module):
         eps: torch.Tensor | None = None,  # standard normal noise (n, latent_dim); None draws it
         generator: torch.Generator | None = None,  # source of the noise where `eps` is None
     ) -> torch.Tensor:
-        "Draw codes from the prior and decode them: the mean of p(x | z), (n, 3, size, size)."
+        "Draw latents from the prior and decode them: the mean of p(x | z), (n, 3, size, size)."
         largest = torch.finfo(torch.float32).max
         check(0 <= temperature <= largest, f"temperature is {temperature}: it must be 0 or more, and finite")
         self._check_noise(eps, n)
