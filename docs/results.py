@@ -71,6 +71,9 @@ def _about(content: dict[str, Any]) -> str | None:
         question = content["question"]
         command = f"cfvae evaluate {question['model']} --data {question['data']} --n {question['n']}"
         return f"What `{command}` found."
+    if "points" in content:
+        judge = content["judges"][0]
+        return f"What `cfvae compare` found on {content['data']}, n = {content['n']:,}, judged by {judge}."
     return content.get("about")
 
 
@@ -88,7 +91,7 @@ def experiment(
         alt = content.get("alt", f"What the table of {_title(path)} says, drawn")
         parts.append(f"![{alt}](lessons/{picture.relative_to(ROOT / 'nbs').as_posix()})")
 
-    rows = content.get("rows")
+    rows = content.get("points") or content.get("rows")
     if rows is None:
         rest = {key: value for key, value in content.items() if key != "about" and key not in origin}
         return parts + tables(rest)
@@ -171,7 +174,7 @@ def _all_dicts(values: Any) -> bool:
 
 
 def _row_table(rows: list[dict], name: str) -> list[str]:
-    rows = [row | row["measures"] if isinstance(row.get("measures"), dict) else row for row in rows]
+    rows = [row | _measures(row) for row in rows]
     columns: dict[str, None] = {}  # in the order of their first appearance
     for row in rows:
         columns |= {key: None for key, cell in row.items() if _is_plain(cell)}
@@ -179,6 +182,13 @@ def _row_table(rows: list[dict], name: str) -> list[str]:
         return []
     cells = [[row.get(column, "") for column in columns] for row in rows]
     return [*_heading(name), _table(list(columns), cells)]
+
+
+def _measures(row: dict[str, Any]) -> dict[str, Any]:
+    "The measures of a row beside its other columns; those of the first judge, where there are several."
+    measures = row.get("measures") or {}
+    one_judge = all(map(_is_plain, measures.values()))
+    return measures if one_judge else next(iter(measures.values()))
 
 
 def _heading(name: str) -> list[str]:
@@ -191,7 +201,11 @@ def _is_plain(value: object) -> bool:
 
 def _has_error(value: object) -> bool:
     "Whether it is a number with its standard error."
-    return isinstance(value, dict) and value.keys() in ({"mean", "se"}, {"value", "error"})
+    return isinstance(value, dict) and list(value)[:2] in (
+        ["mean", "se"],
+        ["value", "error"],
+        ["mean", "error"],
+    )
 
 
 def _table(columns: list[str], rows: list) -> str:
@@ -211,7 +225,8 @@ def _cell(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, dict):
-        return _with_error(*value.values())
+        mean, error = list(value.values())[:2]
+        return _with_error(mean, error)
     if isinstance(value, list):
         return ", ".join(map(_cell, value))
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
