@@ -33,7 +33,7 @@ DEVELOPMENT = {
 }
 
 
-WITH_PHOTOGRAPHS = ("index", "11", "12", "13", "15", "18")  # these lessons may be larger
+WITH_PHOTOGRAPHS = ("index", "11", "12", "13", "13b", "15", "18")  # these lessons may be larger
 
 
 def cells(path: Path, kind: str) -> list[str]:
