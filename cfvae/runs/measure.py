@@ -262,5 +262,4 @@ def _nats(run: Run) -> Nats:
         low = shares * total / 100
         high = 2 * shares * total / 100
         band = torch.stack([low, high], dim=1).tolist()
-    distortion = torch.cat(distortions).mean().item()
-    return Nats(mean.tolist(), total.item(), error, distortion, band)
+    return Nats(mean.tolist(), total.item(), error, torch.cat(distortions).mean().item(), band)

@@ -4,17 +4,17 @@ import dataclasses
 
 import torch
 
-from ...core import make_generator
-from ...data import Shapes
-from ...evaluation import precision_recall
-from ...gaussian import DiagGaussian
-from ...guidance import Guidance
-from ...hvae import HierarchicalVAE, TopDownBlock
-from ...objective import ObjectiveConfig
-from ...training import TrainingConfig
-from ..pixel_models import PIXEL_MODEL, PIXEL_TRAINING, pixel_objective
-from ..presets import preset
-from .common import (
+from cfvae.core import make_generator
+from cfvae.data import Shapes
+from cfvae.evaluation import precision_recall
+from cfvae.gaussian import DiagGaussian
+from cfvae.guidance import Guidance
+from cfvae.hvae import HierarchicalVAE, TopDownBlock
+from cfvae.objective import ObjectiveConfig
+from cfvae.training import TrainingConfig
+from cfvae.runs.pixel_models import PIXEL_MODEL, PIXEL_TRAINING, pixel_objective
+from cfvae.runs.presets import preset
+from common import (
     Record,
     bound,
     codes_of_shapes,

@@ -2,11 +2,11 @@
 
 import torch
 
-from ...core import get_device, make_generator
-from ...evaluation import Classifier, PhotoClassifier, class_accuracy, features, precision_recall
-from ...guidance import Guidance
-from ...pipeline import LatentVAEPipeline
-from .common import Record
+from cfvae.core import get_device, make_generator
+from cfvae.evaluation import Classifier, PhotoClassifier, class_accuracy, features, precision_recall
+from cfvae.guidance import Guidance
+from cfvae.pipeline import LatentVAEPipeline
+from common import Record
 
 
 def settings(levels: int = 3) -> list[Record]:

@@ -1,4 +1,4 @@
-"""Run the stored experiments: `python -m cfvae.runs.stored OUT --device cuda --workers 8`.
+"""Run the stored experiments: `python nbs/results/lessons OUT --device cuda --workers 8`.
 
 The records know nothing of each other, so they are made side by side; each experiment becomes a JSON file.
 (The processes have to find these functions by name, and could not in `__main__`.)"""
@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from ...data import Shapes
-from ...evaluation import shapes_classifier, shipped_classifier
-from ..pixel_models import PIXEL_SCHEDULES
-from .common import Record
-from .information import SCHEDULES, pull, reweighting, schedules
-from .pixels_and_codes import budget, steadiness
-from .steering import guided, settings
+from cfvae.data import Shapes
+from cfvae.evaluation import shapes_classifier, shipped_classifier
+from cfvae.runs.pixel_models import PIXEL_SCHEDULES
+from common import Record
+from information import SCHEDULES, pull, reweighting, schedules
+from pixels_and_codes import budget, steadiness
+from steering import guided, settings
 
 SEEDS = (0, 1, 2)
 Task = tuple[str, Callable[..., Record], Record]  # experiment, what makes a record, with what
@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
     "Run what the command line asks for."
     tasks = _tasks()
     names = sorted({task[0] for task in tasks})
-    parser = argparse.ArgumentParser(prog="python -m cfvae.runs.stored", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python nbs/results/lessons", description=__doc__)
     parser.add_argument("out", type=Path, help="folder for the JSON files")
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="experiments to run")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")

@@ -2,12 +2,16 @@
 
 import json
 import pickle
+import sys
+from pathlib import Path
 
 import pytest
 
-from cfvae.runs.stored import runner as stored
-from cfvae.runs.stored.information import pull
-from cfvae.runs.stored.pixels_and_codes import SIDES, operations_a_step
+sys.path.insert(0, str(Path(__file__).parents[2] / "nbs/results/lessons"))
+
+import runner as stored
+from information import pull
+from pixels_and_codes import SIDES, operations_a_step
 
 
 def test_sides_compute_about_the_same_or_a_third():
@@ -34,7 +38,7 @@ def test_records_of_one_experiment_become_one_file_and_a_failure_costs_one_recor
 
 
 def test_processes_find_what_makes_a_record():
-    "`python -m cfvae.runs.stored` runs `__main__`, whose functions a new process cannot find."
+    "`python nbs/results/lessons` runs `__main__`, whose functions a new process cannot find."
     for experiment, make, _ in stored._tasks():
         assert pickle.loads(pickle.dumps(make)) is make, experiment
-    assert stored._make.__module__ == "cfvae.runs.stored.runner"
+    assert stored._make.__module__ == "runner"

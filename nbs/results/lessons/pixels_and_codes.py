@@ -9,14 +9,14 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ...autoencoder import psnr
-from ...core import CfvaeError, image_grid, make_generator
-from ...data import Batches, Shapes
-from ...evaluation import precision_recall
-from ...hvae import HierarchicalVAE, HierarchicalVAEConfig
-from ...objective import ObjectiveConfig
-from ...training import Callback, Metrics, TrainingConfig, TrainingState
-from .common import (
+from cfvae.autoencoder import psnr
+from cfvae.core import CfvaeError, image_grid, make_generator
+from cfvae.data import Batches, Shapes
+from cfvae.evaluation import precision_recall
+from cfvae.hvae import HierarchicalVAE, HierarchicalVAEConfig
+from cfvae.objective import ObjectiveConfig
+from cfvae.training import Callback, Metrics, TrainingConfig, TrainingState
+from common import (
     Record,
     autoencoder,
     bound,

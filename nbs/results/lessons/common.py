@@ -8,18 +8,18 @@ from pathlib import Path
 
 import torch
 
-from ...autoencoder import Autoencoder
-from ...core import get_device, make_generator, seed_everything, shipped_weights
-from ...data import Batches, Shapes
-from ...elbo import ELBO
-from ... import evaluation
-from ...evaluation import Classifier, shapes_classifier
-from ...files.codes import encode_dataset
-from ...hvae import HierarchicalVAE, HierarchicalVAEConfig
-from ...latents import LatentDataset
-from ...objective import ObjectiveConfig, blurred_distortion, vae_loss
-from ...training import Callback, TrainingConfig, fit
-from ..recorded import RecordedStep
+from cfvae.autoencoder import Autoencoder
+from cfvae.core import get_device, make_generator, seed_everything, shipped_weights
+from cfvae.data import Batches, Shapes
+from cfvae.elbo import ELBO
+from cfvae import evaluation
+from cfvae.evaluation import Classifier, shapes_classifier
+from cfvae.files.codes import encode_dataset
+from cfvae.hvae import HierarchicalVAE, HierarchicalVAEConfig
+from cfvae.latents import LatentDataset
+from cfvae.objective import ObjectiveConfig, blurred_distortion, vae_loss
+from cfvae.training import Callback, TrainingConfig, fit
+from cfvae.runs.recorded import RecordedStep
 
 Record = dict[str, typing.Any]
 

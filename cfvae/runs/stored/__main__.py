@@ -1,6 +1,0 @@
-"""`python -m cfvae.runs.stored OUT`: see `runner`."""
-
-from .runner import main
-
-if __name__ == "__main__":
-    main()
