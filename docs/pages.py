@@ -19,7 +19,7 @@ TAGS = {  # an nbdev directive, and the cell tag that says the same to MyST-NB
 }
 TERM = re.compile(r"\[([^\]]+)\]\(\.\./docs/glossary\.md#([\w-]+)\)")  # a link of a notebook to the glossary
 HEAD = re.compile(r"\A# .+\n+(?P<subtitle>(?:>.*\n?)*)")  # of the first cell
-ABOUT_COMPANION = "A companion about plumbing: a first reading may skip it. "
+ABOUT_COMPANION = "A companion: a first reading may skip it. "
 ABOUT_GUIDE = "A guide: how to use it, without theory. "
 
 
