@@ -22,6 +22,7 @@ IN_ORDER = [
     "encode",
     "demo",
     "bench",
+    "compare",
     "train-features",
     "import-weights",
     "push",
