@@ -1,8 +1,6 @@
 """One page that shows what was measured of a model: figures, and tables that say what they rest on."""
 
-import base64
 import dataclasses
-import io
 import json
 import math
 import typing
@@ -13,12 +11,12 @@ import matplotlib
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
 from ..checkpoints import write_synced
 from ..core import PALETTE, image_grid, set_style
 from .evaluate import ALONE, FLOOR, WHOLE, Evaluation, Shown
 from .judging import SWEEP, Row
+from .report import data_uri
 
 COLUMNS = 10  # pictures in a row
 ROWS = 3  # of samples
@@ -88,24 +86,13 @@ class Picture:
     caption: str
 
 
-def _uri(picture: Image.Image | Figure) -> str:
-    "The picture as a PNG inside a `data:` address."
-    buffer = io.BytesIO()
-    if isinstance(picture, Figure):
-        no_version = {"Software": None}  # so that the same figure gives the same bytes
-        picture.savefig(buffer, format="png", dpi=130, metadata=no_version)
-    else:
-        picture.save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
 def _samples(shown: Shown) -> list[Picture]:
     pictures = []
     for name, drawn in shown.sets.items():
         if name.startswith("samples"):
             classes = "" if drawn.classes is None else f": {', '.join(drawn.classes[:COLUMNS])}"
             grid = image_grid(drawn.images[: ROWS * COLUMNS], columns=COLUMNS)
-            pictures.append(Picture(_uri(grid), f"{name.capitalize()}{classes}"))
+            pictures.append(Picture(data_uri(grid), f"{name.capitalize()}{classes}"))
     return pictures
 
 
@@ -115,13 +102,13 @@ def _nearest(shown: Shown) -> Picture:
     order = distance.argsort()[:COLUMNS]
     pairs = torch.cat([shown.sets[name].images[order], shown.neighbours[name][order]])
     caption = f"Above: of {name}, the {COLUMNS} nearest to a training image. Below: that training image"
-    return Picture(_uri(image_grid(pairs, columns=COLUMNS)), caption)
+    return Picture(data_uri(image_grid(pairs, columns=COLUMNS)), caption)
 
 
 def _reconstructions(shown: Shown) -> Picture:
     names = ("held-out images", ALONE, WHOLE)
     rows = torch.cat([shown.sets[name].images[:COLUMNS] for name in names])
-    return Picture(_uri(image_grid(rows, columns=COLUMNS)), f"From top to bottom: {', '.join(names)}")
+    return Picture(data_uri(image_grid(rows, columns=COLUMNS)), f"From top to bottom: {', '.join(names)}")
 
 
 # --- figures
@@ -130,7 +117,7 @@ def _reconstructions(shown: Shown) -> Picture:
 def _figure_uri(draw: typing.Callable[[typing.Any], Figure], of: typing.Any) -> str:
     with matplotlib.rc_context():
         set_style()
-        return _uri(draw(of))
+        return data_uri(draw(of))
 
 
 def _axes(columns: int, rows: int = 1, height: float = 2.8) -> tuple[Figure, list[list[Axes]]]:

@@ -120,12 +120,14 @@ def _draw_pictures(run: Run, measurements: Measurements) -> _Pictures:
         reconstructions=_reconstructions(run),
         samples=_samples(run),
         depths=_depths(run),
-        rates=_data_uri(_rates_figure(measurements.nats, run.recipe.vae.layer_resolutions)),
-        curves=_data_uri(_curves_figure(run.logs)),
+        rates=data_uri(_rates_figure(measurements.nats, run.recipe.vae.layer_resolutions)),
+        curves=data_uri(_curves_figure(run.logs)),
     )
 
 
-def _data_uri(picture: Image.Image | Figure) -> str:
+def data_uri(
+    picture: Image.Image | Figure,  # what a page shows
+) -> str:
     "The picture as a PNG inside a `data:` address: an <img> shows it without any file beside the page."
     buffer = io.BytesIO()
     if isinstance(picture, Figure):
@@ -138,7 +140,7 @@ def _data_uri(picture: Image.Image | Figure) -> str:
 
 def _grid(images: torch.Tensor, names: typing.Sequence[str], caption: str) -> _Grid:
     picture = image_grid(images, columns=len(images) // len(names))
-    return _Grid(_data_uri(picture), names, caption)
+    return _Grid(data_uri(picture), names, caption)
 
 
 def _reconstructions(run: Run) -> _Grid:

@@ -229,6 +229,6 @@ def test_changed_images_are_told(runs, measured):
 
 def test_data_uri():
     array = np.random.default_rng(0).integers(0, 255, (5, 7, 3), dtype=np.uint8)
-    uri = report._data_uri(Image.fromarray(array))
+    uri = report.data_uri(Image.fromarray(array))
     png = base64.b64decode(uri.removeprefix("data:image/png;base64,"))
     assert np.array_equal(array, np.asarray(Image.open(io.BytesIO(png))))
