@@ -26,6 +26,7 @@ __all__ = [
 import contextlib
 import dataclasses
 import math
+import os
 import typing
 from datetime import timedelta
 
@@ -415,15 +416,28 @@ class Callback:
 
 
 # %% ../nbs/03_training.ipynb #89d67ede
+_LAUNCHED = ("RANK", "WORLD_SIZE", "PMI_SIZE", "MASTER_ADDR", "MASTER_PORT")  # ends of names
 PATIENCE = timedelta(days=1)  # how long processes wait for one that decodes or encodes a large data set
 
 
 def join_processes(
     device: str = "auto",  # as in `TrainingConfig.device`
 ) -> PartialState:
-    "The processes that were launched together, this one among them; a single one where nothing was launched."
+    """The processes that were launched together, this one among them; just this one without a launch.
+    Raises `CfvaeError` where the environment tells of others that cannot be joined."""
     on_cpu = get_device(device).type == "cpu"
-    return PartialState(cpu=on_cpu, timeout=PATIENCE)
+    told = [f"{name}={os.environ[name]}" for name in sorted(os.environ) if name.endswith(_LAUNCHED)]
+    try:
+        return PartialState(cpu=on_cpu, timeout=PATIENCE)
+    except (ValueError, RuntimeError) as error:
+        if not told:
+            raise
+        PartialState._reset_state()  # otherwise a second attempt would take the half-made one
+        reason = str(error).partition("\n")[0]
+        raise CfvaeError(
+            f"the processes cannot be joined ({reason}): the environment sets {', '.join(told)}.\n"
+            "Unset them, or start all processes by `accelerate launch -m cfvae ...`"
+        ) from None
 
 
 # %% ../nbs/03_training.ipynb #37c7e17e

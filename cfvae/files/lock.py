@@ -16,7 +16,7 @@ OWNER_FILE = "run.pid"  # the number of the process that holds the lock, only fo
 
 class FolderLock:
     """Keeps other processes out of a folder while the `with` block and its process last.
-    Of several processes of one run only the first locks; a forked child does not keep the lock.
+    Of several processes of one run only the first may ask for it; a forked child does not keep the lock.
     Raises `CfvaeError` where another process has the folder, or it cannot be written to."""
 
     def __init__(
@@ -28,9 +28,6 @@ class FolderLock:
         self._owner = 0  # the process that took the lock: a forked child must not give it back
 
     def __enter__(self) -> "FolderLock":
-        rank = int(os.environ.get("RANK", 0))  # set by `accelerate launch` and `torchrun`
-        if rank > 0:
-            return self
         path = self._create_lock_file()
         lock = FileLock(path, blocking=False, fallback_to_soft=False)
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_fits import DATA, LOSS, Recorder, assert_same, config, new_model, noisy_loss
@@ -20,13 +21,14 @@ from cfvae import training
 from cfvae.core import CfvaeError, config_from_dict, config_to_dict, make_generator, randn
 from cfvae.runs.callbacks import read_log
 from cfvae.training import (
-    EMA,
     Callback,
+    EMA,
     StopTraining,
     TrainingConfig,
     TrainingState,
     bf16_is_fast,
     fit,
+    join_processes,
     learning_rate,
 )
 
@@ -652,6 +654,33 @@ def test_parts_that_cannot_be_equal_are_refused(processes):
     for each in processes[2]:
         assert "batch_size 4 cannot be divided equally among 2 processes" in each["complaint"]
         assert "4 parts each (accumulate): use a multiple of 8" in each["complaint"]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"WORLD_SIZE": "2"},
+        {"WORLD_SIZE": "x"},
+        {"WORLD_SIZE": "2", "RANK": "x", "MASTER_ADDR": "127.0.0.1"},
+        {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "x"},
+        {"PMI_SIZE": "x"},
+    ],
+    ids=lambda told: " ".join(map("=".join, told.items())),
+)
+def test_what_is_left_of_a_launcher_is_named(monkeypatch, told):
+    ours = dict(PartialState._shared_state)
+    monkeypatch.setattr(os, "environ", {**os.environ, **told})
+    PartialState._reset_state()
+    try:
+        with pytest.raises(CfvaeError, match="the processes cannot be joined") as caught:
+            join_processes("cpu")
+        assert not PartialState._shared_state, "a second attempt would go on with half a state"
+    finally:
+        PartialState._shared_state.update(ours)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 2 and "accelerate launch" in message
+    for name, value in told.items():
+        assert f"{name}={value}" in message
 
 
 def test_generators_differ_between_processes():
