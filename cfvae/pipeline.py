@@ -133,6 +133,8 @@ def _listed(names: typing.Collection[str]) -> str:
 def _check_weights(model: torch.nn.Module, folder: Path) -> None:
     "Raises `CfvaeError` unless the files hold each of the model's tensors, no other, and finite numbers."
     files = sorted(folder.glob("*.safetensors"))
+    where = ", ".join(path.name for path in files)
+    check(len(files) < 2, f"{where}: a model has one file of weights: move the others away")
     saved_kinds: dict[str, str] = {}  # such as F32, BF16, I64
     for path in files:
         with safe_open(path, framework="pt") as weights:
@@ -153,7 +155,6 @@ def _check_weights(model: torch.nn.Module, folder: Path) -> None:
         "numbers are not finite": not_finite,
     }
     for problem, names in problems.items():
-        where = ", ".join(path.name for path in files)
         check(not names, f"{where}: {problem} ({_listed(names)}): fetch or save the model again")
 
 

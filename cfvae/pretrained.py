@@ -178,9 +178,7 @@ class PretrainedAutoencoder(nn.Module):
         "Load what was saved, in float32 on the CPU. Raises `CfvaeError` where there is no such model."
         about = Path(path) / "first_stage.json"
         check(about.is_file(), f"{path} holds no pretrained autoencoder (no first_stage.json)")
-        fields = json.loads(about.read_text(encoding="utf-8"))
-        config = config_from_dict(PretrainedConfig, fields)
-
+        config = _read_saved(about)
         local = config
         if config.source != "pixels":
             local = dataclasses.replace(config, source=str(path))  # read from here
@@ -188,6 +186,22 @@ class PretrainedAutoencoder(nn.Module):
 
 
 # %% ../nbs/02b_pretrained.ipynb #1a09d54a
+_AGAIN = "fetch or save the model again"
+
+
+def _read_saved(about: Path) -> PretrainedConfig:
+    "What first_stage.json says. Raises `CfvaeError` for a damaged one."
+    try:
+        fields = json.loads(about.read_text(encoding="utf-8"))
+        config = config_from_dict(PretrainedConfig, fields)
+        missing = sorted(config_to_dict(config).keys() - fields.keys())
+        check(not missing, f"settings are missing: {', '.join(missing)}")
+        return config
+    except (OSError, ValueError, RecursionError) as error:  # not readable, not JSON, or of something else
+        reason = str(error).partition("\n")[0]
+        raise CfvaeError(f"{about} cannot be read ({reason}): {_AGAIN}") from None
+
+
 def _fetch(load: typing.Callable, source: str, **options: typing.Any) -> typing.Any:
     "Call a loader of diffusers on a folder or hub id. Raises `CfvaeError` if nothing is there."
     local = Path(source).is_dir()
@@ -213,6 +227,7 @@ def _fetch_config(source: str) -> dict[str, typing.Any]:
     "The model's own config. Raises `CfvaeError` where there is none, or one of another kind."
     any_kind = import_diffusers().AutoencoderKL  # each reads the configs of all others
     model_config = _fetch(any_kind.load_config, source)
+    check(isinstance(model_config, dict), f"{source}: config.json holds no settings: {_AGAIN}")
     kind = model_config.get("_class_name")
     known = kind in _KINDS
     what = f"of the kind {kind}" if kind else "not in diffusers' form; one of cfvae's own serves its own run"
@@ -233,16 +248,24 @@ def describe_pretrained(
 
     about = Path(source) / "first_stage.json"
     if shift is None and about.is_file():  # saved by this package, and so with its scale
-        saved = json.loads(about.read_text(encoding="utf-8"))
-        shift = saved["shift"]
-        scale = saved["scale"]
+        saved = _read_saved(about)
+        shift = saved.shift
+        scale = saved.scale
 
     model_config = _fetch_config(source)
     tiny = model_config["_class_name"] == "AutoencoderTiny"
-    levels = model_config["encoder_block_out_channels" if tiny else "block_out_channels"]
-    factor = 2 ** (len(levels) - 1)
-    latent_channels = model_config.get("vq_embed_dim") or model_config["latent_channels"]
-    return PretrainedConfig(source, size, latent_channels, factor, shift, scale)
+    levels = model_config.get("encoder_block_out_channels" if tiny else "block_out_channels")
+    listed = isinstance(levels, (list, tuple)) and len(levels) > 0
+    check(listed, f"{source}: config.json does not list the channels of its levels: {_AGAIN}")
+    fields = {
+        "source": source,
+        "size": size,
+        "latent_channels": model_config.get("vq_embed_dim") or model_config.get("latent_channels"),
+        "factor": 2 ** (len(levels) - 1),
+        "shift": shift,
+        "scale": scale,
+    }
+    return config_from_dict(PretrainedConfig, fields)
 
 
 # %% ../nbs/02b_pretrained.ipynb #f6c6fe41
@@ -251,7 +274,7 @@ def load_pretrained(
 ) -> PretrainedAutoencoder:
     """The autoencoder that a config names, in float32 on the CPU. Only safetensors are read.
 
-    Raises `CfvaeError` where it is not there, or none is named."""
+    Raises `CfvaeError` where it is not there, is not whole, or none is named."""
     check(
         bool(config.source),
         "which autoencoder? The recipe takes a pretrained one and leaves open which: "
@@ -262,5 +285,10 @@ def load_pretrained(
 
     kind = _fetch_config(config.source)["_class_name"]
     autoencoder = getattr(import_diffusers(), kind)
-    model = _fetch(autoencoder.from_pretrained, config.source, use_safetensors=True)
+    options = {"use_safetensors": True, "output_loading_info": True}
+    model, found = _fetch(autoencoder.from_pretrained, config.source, **options)
+    missing = ", ".join(sorted(found["missing_keys"])[:3])
+    check(not missing, f"{config.source}: tensors are missing ({missing}): {_AGAIN}")
+    finite = all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
+    check(finite, f"{config.source}: numbers are not finite: {_AGAIN}")
     return PretrainedAutoencoder(model.float(), config)

@@ -372,6 +372,15 @@ def test_weights_are_exactly_those_of_the_model(saved, part, damage):
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("part", ["vae", "autoencoder"])
+@pytest.mark.parametrize("name", ["adapter", "model-00002-of-00002", "model.fp16"])
+def test_a_second_file_of_weights_is_refused(saved, part, name):
+    weights = saved / part / "model.safetensors"
+    shutil.copy(weights, weights.with_name(f"{name}.safetensors"))
+    with pytest.raises(CfvaeError, match=f"{part}: .*{name}.safetensors.*: a model has one file of weights"):
+        LatentVAEPipeline.from_pretrained(saved)
+
+
 @pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderTiny"])
 def test_weights_of_a_borrowed_first_stage(tmp_path, kind):
     pytest.importorskip("diffusers")
@@ -390,6 +399,10 @@ def test_weights_of_a_borrowed_first_stage(tmp_path, kind):
         save_file(weights, path)
         with pytest.raises(CfvaeError, match=complaint):
             load_first_stage(tmp_path / "ours")
+    save_file(whole, path)
+    shutil.copy(path, path.with_name("model.safetensors"))
+    with pytest.raises(CfvaeError, match="a model has one file of weights"):
+        load_first_stage(tmp_path / "ours")
 
 
 def test_numbers_of_the_scaler_are_finite_and_fit(saved):

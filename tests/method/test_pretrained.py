@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cfvae.core import CfvaeError, make_generator, seed_everything
@@ -176,6 +178,38 @@ def test_sources_that_are_not_there(saved, tmp_path, monkeypatch):
         PretrainedAutoencoder.from_pretrained(tmp_path / "empty")
 
 
+JSON_DAMAGES = [b"", b"{", b"[]", b"3", b"{}", b'{"a": 1}', b"\xff\xfe", 100_000 * b"["]
+OTHER_VALUES = (None, True, "x", -1, 0.5, [], ["x"], {})
+
+
+@pytest.mark.parametrize("content", JSON_DAMAGES, ids=lambda content: str(content[:9]))
+def test_a_damaged_config_is_named(saved, tmp_path, content):
+    shutil.copytree(saved[0] / "AutoencoderKL", tmp_path / "theirs")
+    (tmp_path / "theirs" / "config.json").write_bytes(content)
+    with pytest.raises(CfvaeError, match="theirs"):
+        describe_pretrained(str(tmp_path / "theirs"), 16)
+
+
+@pytest.mark.parametrize("field", ["_class_name", "block_out_channels", "latent_channels"])
+@pytest.mark.parametrize("value", OTHER_VALUES)
+def test_values_of_a_config_that_cannot_be_right(saved, tmp_path, field, value):
+    shutil.copytree(saved[0] / "AutoencoderKL", tmp_path / "theirs")
+    path = tmp_path / "theirs" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(CfvaeError):
+        load_pretrained(describe_pretrained(str(tmp_path / "theirs"), 16))
+
+
+@pytest.mark.parametrize("content", JSON_DAMAGES, ids=lambda content: str(content[:9]))
+def test_a_damaged_note_of_what_was_borrowed_is_named(saved, tmp_path, content):
+    stage = load_pretrained(describe_pretrained(str(saved[0] / "AutoencoderKL"), 16))
+    stage.save_pretrained(tmp_path)
+    (tmp_path / "first_stage.json").write_bytes(content)
+    for read in (PretrainedAutoencoder.from_pretrained, lambda path: describe_pretrained(str(path), 16)):
+        with pytest.raises(CfvaeError, match="first_stage.json cannot be read"):
+            read(tmp_path)
+
+
 def test_a_hub_id_without_network_is_a_clear_error(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
@@ -197,6 +231,29 @@ def test_subfolders_of_hub_models(monkeypatch):
     assert describe_pretrained("owner/name/vae", 16).latent_shape == (4, 8, 8)
     describe_pretrained("owner/name", 16)
     assert seen == [("owner/name", "vae"), ("owner/name", None)]
+
+
+def without_one(weights) -> None:
+    del weights[min(weights)]
+
+
+def with_nan(weights) -> None:
+    weights[min(weights)].fill_(torch.nan)
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderTiny"])
+@pytest.mark.parametrize(
+    ("damage", "complaint"), [(without_one, "tensors are missing"), (with_nan, "numbers are not finite")]
+)
+def test_a_borrowed_model_is_whole(saved, tmp_path, kind, damage, complaint):
+    folder = tmp_path / "theirs"
+    saved[1][kind].save_pretrained(folder)
+    path = folder / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    damage(weights)
+    save_file(weights, path)
+    with pytest.raises(CfvaeError, match=f"theirs: {complaint}"):
+        load_pretrained(describe_pretrained(str(folder), 16))
 
 
 def test_only_safetensors_are_read(saved, tmp_path):
