@@ -139,7 +139,7 @@ def store_images(
         "extreme": extreme,
         "fingerprint": digest.hexdigest(),
     }
-    (folder / "meta.json").write_text(json.dumps(about_all))
+    (folder / "meta.json").write_text(json.dumps(about_all), encoding="utf-8")
 
 
 def load_or_fill(
@@ -170,7 +170,7 @@ def load_or_fill(
 def _load(folder: Path, size: int, name: str) -> FileImages | None:
     "What `store_images` wrote; None if it is not there or not whole."
     try:
-        meta = json.loads((folder / "meta.json").read_text())
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         images = np.load(folder / "images.npy", mmap_mode="r")
         labels = np.load(folder / "labels.npy")
         fits = images.shape == (len(labels), 3, size, size) and images.dtype == np.uint8

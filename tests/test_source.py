@@ -1,0 +1,38 @@
+"What holds for every line of the package, read off its syntax trees."
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import cfvae
+
+PACKAGE = Path(cfvae.__file__).parent
+UTF8 = ("'utf-8'", "'utf-8-sig'")
+TEXT = ("read_text", "write_text")
+
+
+def calls() -> Iterator[tuple[str, str, ast.Call]]:
+    "Every call of the package: where it stands, the last part of its name, the call."
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                yield f"{path.relative_to(PACKAGE).as_posix()}:{node.lineno}", name, node
+
+
+def option(call: ast.Call, name: str) -> str | None:
+    "A keyword's value as it is written; None where the call has none of that name."
+    return next((ast.unparse(word.value) for word in call.keywords if word.arg == name), None)
+
+
+def test_text_is_utf8_whatever_the_machine_uses():
+    found = [(place, call) for place, name, call in calls() if name in TEXT]
+    assert len(found) > 20
+    assert [place for place, call in found if option(call, "encoding") not in UTF8] == []
+
+
+def test_pickles_are_read_as_plain_tensors():
+    "Also by a PyTorch whose default is another: a file from a stranger must not run code."
+    found = [(place, call) for place, name, call in calls() if ast.unparse(call.func) == "torch.load"]
+    assert len(found) > 2
+    assert [place for place, call in found if option(call, "weights_only") != "True"] == []
