@@ -60,7 +60,7 @@ def draw_rows(
     scale = max(1, 64 // size)
     with matplotlib.rc_context():
         set_style()
-        figure = Figure(figsize=(9, 0.75 * len(rows) + 0.6), layout="constrained")
+        figure = Figure(figsize=(10, 0.9 * len(rows) + 0.6), layout="constrained")
         panels = figure.subplots(len(rows), 1, squeeze=False).flat
         for panel, (about, images) in zip(panels, rows.items(), strict=True):
             strip = np.asarray(image_grid(images, columns=COLUMNS, scale=scale))
@@ -69,7 +69,7 @@ def draw_rows(
             panel.set(xticks=[], yticks=[])
             for spine in panel.spines.values():
                 spine.set_visible(False)
-            panel.set_ylabel(about, rotation=0, ha="right", va="center", fontsize=9)
+            panel.set_ylabel(about.replace(", ", ",\n"), rotation=0, ha="right", va="center", fontsize=9)
         if names:
             places = (np.arange(len(names)) + 0.5) * strip.shape[1] / COLUMNS
             panel.set_xticks(places, names, fontsize=8)
