@@ -352,7 +352,9 @@ def test_a_disk_that_is_read_only_is_not_called_full(images, tmp_path, monkeypat
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(os, "fsync", read_only)
-    with pytest.raises(CfvaeError, match=r"\(Read-only file system\): choose a folder that you may write to"):
+    with pytest.raises(
+        CfvaeError, match=r"\(Read-only file system\): make it writable, or choose another folder"
+    ):
         encode(Stub(), images, tmp_path / "codes")
 
 
@@ -413,3 +415,9 @@ def test_shares_of_several_processes_are_the_whole(images, tmp_path, flip):
     assert left == {"latents.npy", "latents.json"}
     encode_share(model, images, tmp_path / "joined", flip, rank=1, shares=3)  # all is there
     assert model.calls == calls and not (tmp_path / "joined" / "shares").exists()
+
+
+def test_one_bar_is_enough_for_several_processes(images, tmp_path, capsys):
+    for rank in (1, 0):
+        encode_share(Stub(), images, tmp_path / "codes", flip=False, rank=rank, shares=2)
+        assert ("encoding" in capsys.readouterr().err) == (rank == 0)

@@ -101,6 +101,13 @@ def test_a_number_left_behind_locks_nothing(tmp_path):
         assert "(process 1)" not in refused(tmp_path)
 
 
+@pytest.mark.parametrize("name", [LOCK_FILE, OWNER_FILE])
+def test_a_file_of_that_name_that_is_somebodys(tmp_path, name):
+    (tmp_path / name).write_text("notes")
+    assert f"{name} that cfvae did not write" in refused(tmp_path)
+    assert (tmp_path / name).read_text() == "notes"
+
+
 @pytest.mark.parametrize("rank", ["1", "x"])
 def test_whatever_a_launcher_left_behind_the_lock_holds(tmp_path, monkeypatch, rank):
     with FolderLock(tmp_path):
@@ -143,3 +150,8 @@ def test_read_only_folder(tmp_path):
     with mounted(tmp_path / "disk", "size=128k") as disk:
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         assert "Read-only" in refused(disk)
+
+
+def test_a_folder_that_is_not_there_yet_is_made(tmp_path):
+    with FolderLock(tmp_path / "runs" / "new"):
+        refused(tmp_path / "runs" / "new")

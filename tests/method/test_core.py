@@ -174,3 +174,17 @@ def test_count_parameters_leaves_out_what_is_frozen():
     assert count_parameters(model) == 3 * 4 + 4 + 4 + 1
     model[0].requires_grad_(False)
     assert count_parameters(model) == 5
+
+
+def test_a_single_image_and_rows_of_twelve():
+    import matplotlib.pyplot as plt
+
+    one = show_images(torch.zeros(1, 3, 4, 4), size=2.0)
+    assert len(one.axes) == 1 and one.get_size_inches().tolist() == [2.0, 2.0]
+    many = show_images(torch.zeros(13, 3, 4, 4), titles=[str(i) for i in range(13)], size=1.0)
+    assert many.get_size_inches() == pytest.approx((12, 2 * 1.2))
+    first, last = many.axes[0].get_subplotspec(), many.axes[12].get_subplotspec()
+    assert (first.get_gridspec().ncols, last.rowspan.start, last.colspan.start) == (12, 1, 0)
+    assert not any(axis.axison for axis in many.axes)
+    assert many.axes[0].images[0].get_interpolation() == "nearest"
+    plt.close("all")

@@ -7,7 +7,7 @@ import torch
 
 from cfvae import evaluation
 from cfvae.core import CfvaeError, from_uint8, make_generator
-from cfvae.data import FACTORS, ImageDataset, Shapes, render_shapes
+from cfvae.data import BACKGROUNDS, FACTORS, ImageDataset, Shapes, render_shapes
 from cfvae.evaluation import (
     Classifier,
     ClassifierConfig,
@@ -318,3 +318,103 @@ def test_names_that_no_judge_has(name):
 def test_the_judge_of_shapes_is_one_of_the_shipped():
     one, other = shipped_classifier("shapes-classifier"), shapes_classifier()
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+# --- photographs
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"size": 6}, "size is 6, but must be a multiple of 4"),
+        ({"widths": ()}, "at least one width"),
+        ({"widths": (8, 0)}, "at least one width of at least 1"),
+        ({"blocks": 0}, "blocks is 0"),
+        ({"num_classes": 1}, "num_classes is 1"),
+    ],
+)
+def test_bad_configs_of_photographs(fields, message):
+    with pytest.raises(CfvaeError, match=message):
+        PhotoClassifierConfig(**fields)
+
+
+def test_sizes_that_just_fit():
+    assert PhotoClassifierConfig(size=12, widths=[1, 8, 8], blocks=1, num_classes=2).widths == (1, 8, 8)
+    assert ClassifierConfig(size=8, num_classes=2).size == 8
+    maps = PhotoClassifier(PhotoClassifierConfig(size=12, widths=(4, 4, 4))).features[:-4]
+    assert maps(torch.zeros(2, 3, 12, 12)).shape[2:] == (3, 3)
+
+
+def test_a_shift_moves_and_mirrors_the_edge():
+    x = torch.arange(100.0).view(1, 1, 10, 10).expand(200, 3, -1, -1)
+    moved = evaluation._shift(x, make_generator(0))
+    wide = torch.nn.functional.pad(x[:1], (4, 4, 4, 4), mode="reflect")[0, 0]
+    places = {}
+    for row in range(9):
+        for column in range(9):
+            places[wide[row : row + 10, column : column + 10].numpy().tobytes()] = (row, column)
+    found = [places[image[0].contiguous().numpy().tobytes()] for image in moved]
+    assert torch.equal(moved[:, 0], moved[:, 1]) and torch.equal(moved[:, 0], moved[:, 2])
+    for axis in (0, 1):  # every distance from -4 to 4, up and down and left and right
+        assert {place[axis] for place in found} == set(range(9))
+    assert len(set(found)) > 60
+
+
+def test_a_square_is_hidden():
+    x = torch.ones(300, 3, 12, 12)
+    hidden = evaluation._hide_square(x, make_generator(0)) == 0
+    assert torch.equal(hidden[:, 0], hidden[:, 2])
+    assert hidden[:, 0].flatten(1).sum(1).eq(64).all()
+    for axis in (1, 2):
+        along = hidden[:, 0].any(axis)
+        assert along.sum(1).eq(8).all()
+        assert set(along.float().argmax(1).tolist()) == {0, 1, 2, 3, 4}
+
+
+def test_the_loss_of_photographs_is_smoothed_and_augmented(monkeypatch):
+    seen = []
+
+    def noted(name):
+        return lambda images, generator: seen.append(name) or images
+
+    for name in ("horizontal_flip", "_shift", "_hide_square"):
+        monkeypatch.setattr(evaluation, name, noted(name))
+    logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    labels = torch.tensor([0, 2])
+    loss, metrics = evaluation._photo_loss(lambda images: logits, (torch.zeros(2), labels), None, 0)
+    assert seen == ["horizontal_flip", "_shift", "_hide_square"] and metrics["accuracy"] == 0.5
+    target = 0.9 * torch.nn.functional.one_hot(labels, 3) + 0.1 / 3
+    assert torch.allclose(loss, -(target * logits.log_softmax(1)).sum(1).mean())
+
+
+def test_judges_are_trained_on_what_the_weights_were(monkeypatch):
+    monkeypatch.setattr(evaluation, "Shapes", lambda n, seed: ("shapes", n, seed))
+    monkeypatch.setattr(evaluation, "train_classifier", lambda *arguments: arguments)
+    made = evaluation.train_shapes_classifier([1])
+    assert made == (("shapes", 20000, 100), ClassifierConfig(), evaluation.SHAPES_TRAINING, [1])
+
+    data = ImageDataset(torch.zeros(8, 3, 8, 8).byte(), [0, 1, 2, 0] * 2, ("a", "b", "c"))
+    how = TrainingConfig(steps=1, batch_size=8, precision="fp32", device="cpu")
+    monkeypatch.setattr(evaluation, "_photo_loss", evaluation._classifier_loss)
+    judge = evaluation.train_photo_classifier(data, how)
+    assert judge.config == PhotoClassifierConfig(size=8, num_classes=3) and not judge.training
+
+
+def test_resize_leaves_the_middle_of_a_pixel_where_it_is():
+    ramp = torch.arange(8.0).expand(1, 3, 8, 8)
+    assert torch.allclose(resize(ramp, 4)[0, 0, 0, 1:-1], torch.tensor([2.5, 4.5]), atol=1e-5)
+    assert torch.allclose(resize(ramp, 16)[0, 0, 0, 1:-1], torch.arange(14) / 2 + 0.25, atol=1e-5)
+
+
+def test_the_ruler_is_as_exact_as_its_pixels():
+    "A white square on every background: area, centre, and both names."
+    for index, ends in enumerate(BACKGROUNDS.values()):
+        top, bottom = (from_uint8(torch.tensor(end, dtype=torch.uint8)) for end in ends)
+        ramp = ((torch.arange(32) + 0.5) / 32)[:, None]
+        image = (top * (1 - ramp) + bottom * ramp).T[:, :, None].repeat(1, 1, 32)
+        image[:, 8:16, 12:28] = -0.9  # 8 rows, 16 columns; the nearest colour is that of a dark blue
+        measured = {name: value.item() for name, value in measure_shapes(image[None]).items()}
+        assert measured["background"] == index
+        if index > 0:  # night is as dark
+            assert measured["area"] == pytest.approx(8 * 16 / 32**2)
+            assert measured["y"] == pytest.approx(2 * 12 / 32 - 1) and measured["x"] == pytest.approx(0.25)

@@ -258,3 +258,11 @@ def test_on_a_gpu():
     assert measured.machine.memory == "allocated on the GPU" and "cuda" in measured.machine.versions
     for cost in (measured.training, measured.sampling, measured.encoding):
         assert cost.peak_memory > 0 and cost.milliseconds > 0
+
+
+def test_the_seed_decides_what_is_timed():
+    torch.manual_seed(1)
+    _, one = time_steps(tiny(), CPU)
+    torch.manual_seed(2)
+    _, other = time_steps(tiny(), CPU)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))

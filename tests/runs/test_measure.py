@@ -174,3 +174,24 @@ def test_judged_samples_and_images(monkeypatch):
     accuracies = measure._class_accuracies(run, real)
     assert accuracies["held-out images"] == accuracies["their reconstructions"] == 1.0
     assert list(accuracies)[2:] == [f"samples, {strength_name(guidance)}" for guidance in strengths(recipe)]
+
+
+def test_what_a_log_says_of_a_stage(strange):
+    "Twenty lines: the last tenth is two, and the tenth before it two more."
+    log = [
+        {"step": 10 * i, "loss": 100.0 - i, "skipped": i // 5, "examples_per_second": float(i), "rate": 7.0}
+        for i in range(1, 21)
+    ]
+    run = dataclasses.replace(strange, logs={"autoencoder": log[:3], "vae": log})
+    stage = measure._stage(run, "vae")
+    assert (stage.steps, stage.of, stage.skipped, stage.examples_per_second) == (200, 4, 4, 10.5)
+    assert stage.fell_in_last_tenth == pytest.approx(1 - 80.5 / 82.5)
+    assert stage.last == {"loss": 80.0, "rate": 7.0}
+    short = measure._stage(run, "autoencoder")
+    assert short.fell_in_last_tenth == pytest.approx(
+        1 - 97 / 98
+    )  # of three lines the last and the one before
+
+    nothing = measure._stage(dataclasses.replace(strange, logs={"vae": []}), "vae")
+    assert (nothing.steps, nothing.skipped, nothing.last) == (0, 0, {})
+    assert math.isnan(nothing.examples_per_second) and math.isnan(nothing.fell_in_last_tenth)
