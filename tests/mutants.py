@@ -4,7 +4,7 @@
 
 The lines are drawn by seed over the syntax tree, half of them from the method and half from the tools. Every
 worker has a copy of the tree, so that the one you edit is left alone. What survives is either a test that is
-missing or a change that changes nothing; which of the two, a reader has to say.
+missing or a change that changes nothing; which of the two, a reader has to say, in argued.toml.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -30,25 +31,35 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MEMORY = 16 << 30  # bytes of one process: a loop that no longer ends shall not take the machine with it
 BASELINE_SECONDS = 900  # for one file of tests, unbroken
+ARGUED = Path(__file__).with_name("argued.toml")  # changes that change nothing, each with the reason
 LEFT_OUT = ("runs/recorded.py",)  # needs a GPU, and the workers are kept from it
 
-TESTS = {  # the tests of modules that have none of their own name
+TESTS = {  # the tests of modules that have none of their own name, or more; a folder's, for all that is in it
     "cli/__init__": ["cli/test_main", "cli/test_output", "cli/test_errors"],
-    "cli/commands": ["cli/test_main", "cli/test_train_command", "cli/test_drawing"],
+    "cli/commands": ["method/test_pinned", "cli/test_main", "cli/test_train_command", "cli/test_drawing"],
     "cli/describing": ["cli/test_looking", "cli/test_converting"],
-    "cli/options": ["cli/test_main", "cli/test_train_command", "cli/test_drawing"],
+    "cli/options": ["method/test_pinned", "cli/test_main", "cli/test_train_command", "cli/test_drawing"],
     "cli/parsing": ["cli/test_drawing", "cli/test_reconstructing"],
     "cli/training": ["cli/test_train_command", "cli/test_killed"],
     "cli/writing": ["cli/test_drawing"],
+    "data": ["method/test_data", "method/test_pinned"],
+    "published": ["method/test_published", "method/test_pinned"],
     "files/arrays": ["files/test_cache", "files/test_codes"],
     "files/names": ["files/test_folders", "files/test_open", "files/test_cache"],
     "files/suspicions": ["files/test_folders"],
+    "runs/compare": ["runs/test_compare_parts", "runs/test_compare", "cli/test_comparing"],
+    "runs/evaluation_page": ["runs/test_evaluate"],
+    "runs/image_sets": ["runs/test_evaluate"],
+    "runs/judges": ["runs/test_evaluate"],
+    "runs/judging": ["runs/test_evaluate"],
+    "runs/layers": ["runs/test_evaluate"],
     "runs/logs": ["runs/test_callbacks", "runs/test_train"],
     "runs/machine": ["runs/test_bench"],
     "runs/opened": ["runs/test_measure", "runs/test_report", "runs/test_next_steps"],
     "runs/output": ["cli/test_output", "runs/test_callbacks"],
     "runs/pixel_models": ["runs/test_weights"],
-    "runs/published_presets": ["method/test_published", "runs/test_presets"],
+    "runs/presets": ["runs/test_presets", "method/test_pinned"],
+    "runs/published_presets": ["method/test_published", "runs/test_presets", "method/test_pinned"],
     "runs/steps": ["runs/test_bench", "runs/test_train"],
 }
 
@@ -212,10 +223,10 @@ def draw(count: int, seed: int) -> list[Mutant]:
 
 
 def tests_of(mutant: Mutant) -> list[str]:
-    "The module's own tests first, then all that import it and mention what was changed."
+    "The module's own tests, then all that import it and mention what was changed, then what holds for all."
     room, _, name = mutant.module.rpartition("/")
-    usual = [f"{room or 'method'}/test_{name}"]
-    own = [f"tests/{test}.py" for test in TESTS.get(mutant.module, usual)]
+    usual = [f"{room}/test_{name}"] if room else [f"method/test_{name}", "method/test_pinned"]
+    own = [f"tests/{test}.py" for test in TESTS.get(mutant.module, TESTS.get(room, usual))]
     dotted = re.escape("cfvae." + mutant.module.replace("/", "."))
     imported = re.compile(rf"{dotted}\b|from cfvae(\.{room})? import .*\b{name}\b")
     mentioned = re.compile(rf"\b{re.escape(mutant.owner)}\b")
@@ -225,7 +236,7 @@ def tests_of(mutant: Mutant) -> list[str]:
         if mutant.owner and imported.search(text) and mentioned.search(text):
             others.append(path.relative_to(ROOT).as_posix())
     found = [test for test in own if (ROOT / test).exists()]
-    return list(dict.fromkeys(found + others))
+    return list(dict.fromkeys([*found, *others, "tests/test_source.py"]))
 
 
 # --- running them
@@ -281,6 +292,13 @@ def measure(folder: Path, test: str) -> Baseline:
     return Baseline(time.monotonic() - started, failing, code == 0 or (code == 1 and bool(failing)))
 
 
+def is_argued(mutant: Mutant) -> bool:
+    "Whether somebody has said why nothing notices this change."
+    argued = tomllib.loads(ARGUED.read_text(encoding="utf-8"))["mutant"]
+    change = (mutant.module, mutant.owner, mutant.before, mutant.after)
+    return any(change == (one["module"], one["owner"], one["before"], one["after"]) for one in argued)
+
+
 def judge(folder: Path, mutant: Mutant, baselines: dict[str, Baseline]) -> None:
     "Break the copy, run the tests, mend the copy."
     tests = [test for test in mutant.tests if baselines[test].usable]
@@ -300,6 +318,8 @@ def judge(folder: Path, mutant: Mutant, baselines: dict[str, Baseline]) -> None:
         path.write_text(unbroken, encoding="utf-8")
     mutant.seconds = round(time.monotonic() - started, 1)
     mutant.verdict = {None: "timed out", 0: "survived"}.get(code, "killed")
+    if mutant.verdict == "survived" and is_argued(mutant):
+        mutant.verdict = "changes nothing"
     if mutant.verdict == "killed":
         mutant.killed_by = next(iter(failures(output)), output[-300:])
 
@@ -314,11 +334,18 @@ def copy_tree(folder: Path) -> Path:
     return folder
 
 
-VERDICTS = ("killed", "timed out", "survived", "without tests", "not run")
+VERDICTS = ("killed", "timed out", "survived", "changes nothing", "without tests", "not run")
 
 
 def count_verdicts(mutants: list[Mutant]) -> dict[str, int]:
     return {verdict: sum(one.verdict == verdict for one in mutants) for verdict in VERDICTS}
+
+
+def share_killed(mutants: list[Mutant]) -> float:
+    "Of the changes that change something; a test that ran out of time has noticed too."
+    counts = count_verdicts(mutants)
+    counted = sum(counts.values()) - counts["changes nothing"] - counts["not run"]
+    return (counts["killed"] + counts["timed out"]) / max(1, counted)
 
 
 def write(out: Path, seed: int, mutants: list[Mutant], baselines: dict[str, Baseline]) -> None:
@@ -326,6 +353,7 @@ def write(out: Path, seed: int, mutants: list[Mutant], baselines: dict[str, Base
     everything = {
         "seed": seed,
         "verdicts": count_verdicts(mutants),
+        "killed": share_killed(mutants),
         "mutants": [asdict(mutant) for mutant in mutants],
         "unbroken": unbroken,
     }
@@ -380,6 +408,7 @@ def main() -> None:
     write(options.out, options.seed, mutants, baselines)
     for verdict, number in count_verdicts(mutants).items():
         print(f"{verdict}: {number}")
+    print(f"killed, of those that change something: {share_killed(mutants):.1%}")
     for mutant in mutants:
         if mutant.verdict == "survived":
             print(f"\n{mutant.path}:{mutant.line} ({mutant.kind})\n- {mutant.before}\n+ {mutant.after}")

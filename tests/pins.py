@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import typer.main
 from answers import all_answers
 from PIL import Image
 
 import cfvae
+from cfvae.cli import app
 from cfvae.core import config_to_dict
 from cfvae.data import Shapes
 from cfvae.runs.presets import PRESETS, preset
@@ -86,6 +88,33 @@ def pin_values() -> dict[str, Any]:
     return dict(sorted(values.items()))
 
 
+# --- the command line
+
+
+ABOUT_OPTIONS = (
+    "default",
+    "required",
+    "multiple",
+    "is_flag",
+    "hidden",
+    "show_default",
+    "min",
+    "max",
+    "metavar",
+)
+
+
+def pin_commands() -> dict[str, Any]:
+    "Every option of every command: what it is called, and what it takes."
+    options = {}
+    for name, command in typer.main.get_command(app).commands.items():
+        for option in command.params:
+            about = {field: plain(getattr(option, field, None)) for field in ABOUT_OPTIONS}
+            calls = "/".join([*option.opts, *option.secondary_opts])
+            options[f"{name} {calls}"] = {k: v for k, v in about.items() if v is not None and v is not False}
+    return options
+
+
 # --- recipes
 
 
@@ -147,5 +176,6 @@ def write(name: str, values: dict[str, Any]) -> None:
 if __name__ == "__main__":
     write("values", pin_values())
     write("recipes", pin_recipes())
+    write("commands", pin_commands())
     write("answers", all_answers())
     Image.fromarray(pin_pictures()).save(PINNED / "shapes.png", optimize=True)

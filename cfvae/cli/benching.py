@@ -14,6 +14,7 @@ from rich.table import Table
 from ..checkpoints import write_synced
 from ..core import check, get_device
 from ..runs import bench as speed
+from ..runs.free import refuse_foreign
 from ..runs.machine import Machine
 from ..runs.presets import preset
 from ..runs.scaling import Scaling, draw_scaling, measure_scaling
@@ -112,7 +113,7 @@ def print_scaling(
 
 
 def _print_table(table: Table) -> None:
-    console = Console(width=120, highlight=False, force_jupyter=False)
+    console = Console(width=120, force_jupyter=False)
     console.print(table)
 
 
@@ -123,6 +124,8 @@ def _prepare_folder(out: str) -> Path:
     "Make sure, before the work, that the folder is there and can be written to."
     check(bool(out.strip()), "--out is empty: give a folder for the numbers, such as bench")
     folder = Path(out)
+    refuse_foreign(folder, ("bench.json",), {"machine", "training"})
+    refuse_foreign(folder, ("bench-scale.json", "bench-scale.png"), {"machine", "points"})
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         return folder

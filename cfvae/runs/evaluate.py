@@ -204,8 +204,7 @@ def _likeness(real: torch.Tensor, coded: torch.Tensor) -> dict[str, float]:
 
 def _measure_cost(pipe: LatentVAEPipeline, style: Style) -> dict[str, float]:
     "Floating-point operations and time of one image, drawn in a batch, in float32."
-    pipe.autoencoder.requires_grad_(False)  # the counter stumbles over weights that are not trained now
-    pipe.vae.requires_grad_(False)
+    pipe.vae.requires_grad_(False)  # the counter stumbles over weights that are not trained now
     call = functools.partial(draw, pipe, TIMED, style, 0)
     seconds = statistics.median(time_calls(call, pipe.device))
     return {"gflop": count_flops(call) / TIMED / 1e9, "milliseconds": 1e3 * seconds / TIMED}

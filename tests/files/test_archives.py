@@ -278,3 +278,15 @@ def test_a_full_disk_while_unpacking(tmp_path, cache, monkeypatch):
     with pytest.raises(CfvaeError, match="No space left on device"):
         unpack(archive, cache)
     assert not list((cache / "unpacked").iterdir())
+
+
+def test_every_byte_that_leaves_a_tar_is_counted_once(tmp_path):
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("empty"))
+    with archives._TarStream(tmp_path / "images.tar") as stream:
+        stream.header_left = None
+        stream.read(100)
+        stream.seek(50)  # back: nothing more has left it
+        assert stream.passed == 100
+        stream.seek(300)
+        assert stream.passed == 350 and stream.tell() == 300
