@@ -209,6 +209,11 @@ def test_images_are_drawn_in_parts_and_cut_to_the_range(monkeypatch):
     assert model.calls == [3, 3, 1] and torch.equal(images, torch.ones(7, 3))
 
 
+def test_noise_is_drawn_batch_by_batch():
+    "So a batch of another size would draw other images: the stored comparisons rest on these."
+    assert judging.BATCH == {"cpu": 125, "cuda": 1000}
+
+
 # --- figures
 
 
