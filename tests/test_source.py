@@ -36,3 +36,12 @@ def test_pickles_are_read_as_plain_tensors():
     found = [(place, call) for place, name, call in calls() if ast.unparse(call.func) == "torch.load"]
     assert len(found) > 2
     assert [place for place, call in found if option(call, "weights_only") != "True"] == []
+
+
+def test_folders_are_made_with_those_above_them_and_may_be_there_already():
+    "But for the one that an archive or a cache is filled in, which has to be new."
+    found = [(place, option(call, "parents"), option(call, "exist_ok")) for place, name, call in calls()
+             if name == "mkdir"]  # fmt: skip
+    assert len(found) > 15
+    assert {parents for _, parents, _ in found} == {"True"}
+    assert [place.partition(":")[0] for place, _, there in found if there != "True"] == ["files/store.py"]
