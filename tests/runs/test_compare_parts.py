@@ -58,12 +58,16 @@ def test_rates_are_tried_around_one_of_the_model():
 
 def test_the_vae_of_pixels_has_two_resolutions_more():
     model = contestant("pixel-vae")
+    uneven = dataclasses.replace(
+        model.recipe.vae, widths=(96, 80, 64), encoder_widths=(80, 72, 60), multipliers=(0, 1, 2)
+    )
+    model.recipe = dataclasses.replace(model.recipe, vae=uneven)
     assert model.build().config == HierarchicalVAEConfig(
         data_channels=3,
         resolutions=(1, 4, 8, 16, 32),
-        widths=(64, 64, 64, 32, 16),
-        encoder_widths=(64, 64, 64, 32, 16),
-        multipliers=0,
+        widths=(96, 80, 64, 32, 16),
+        encoder_widths=(80, 72, 60, 32, 16),
+        multipliers=(0, 1, 2, 2, 2),
         layers=(2, 4, 2, 1, 1),
         encoder_blocks=1,
         attention=0,
