@@ -29,7 +29,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from .autoencoder import Autoencoder
-from .checkpoints import write_synced
+from .checkpoints import way_out_of, write_synced
 from .core import CfvaeError, check, config_from_dict, config_to_dict, shipped_weights, to_uint8
 from .guidance import Guidance
 from .hvae import HierarchicalVAE, check_labels
@@ -465,7 +465,9 @@ class LatentVAEPipeline(TwoStages):
         try:
             _write_parts(self, Path(path), dtype, card)
         except OSError as error:
-            raise CfvaeError(f"cannot save the pipeline to {path}: {error.strerror or error}") from None
+            way_out = f"{way_out_of(error)} or choose another folder"
+            reason = error.strerror or error
+            raise CfvaeError(f"cannot save the pipeline to {path} ({reason}): {way_out}") from None
 
     @classmethod
     def from_pretrained(

@@ -255,13 +255,13 @@ def describe_pretrained(
     model_config = _fetch_config(source)
     tiny = model_config["_class_name"] == "AutoencoderTiny"
     levels = model_config.get("encoder_block_out_channels" if tiny else "block_out_channels")
-    listed = isinstance(levels, (list, tuple)) and len(levels) > 0
-    check(listed, f"{source}: config.json does not list the channels of its levels: {_AGAIN}")
+    count = len(levels) if isinstance(levels, (list, tuple)) else 0
+    check(count > 0, f"{source}: config.json does not list the channels of its levels: {_AGAIN}")
     fields = {
         "source": source,
         "size": size,
         "latent_channels": model_config.get("vq_embed_dim") or model_config.get("latent_channels"),
-        "factor": 2 ** (len(levels) - 1),
+        "factor": 2 ** (count - 1),
         "shift": shift,
         "scale": scale,
     }

@@ -59,6 +59,8 @@ def import_weights(
 ) -> None:
     "Save a released model as a pipeline, and say what it is."
     check(not (out / "pipeline.json").exists(), f"{out} holds a pipeline already: choose another --out")
+    empty = not out.is_dir() or not any(out.iterdir())
+    check(empty, f"{out} holds files already, and some might be replaced: choose another --out")
     names = [] if classes is None else _read_names(classes)
     arguments = _read_config(config, weights)
     try:

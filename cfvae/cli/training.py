@@ -18,6 +18,7 @@ from ..pipeline import load_local
 from ..recipes import Recipe, change, with_pretrained
 from ..runs.callbacks import ProgressBar, StopOnSignal, stop_signals
 from ..runs.folder import load_recipe
+from ..runs.free import refuse_foreign
 from ..runs.output import say
 from ..runs.presets import preset
 from ..runs.saved import save_whole
@@ -147,6 +148,7 @@ def _describe_stop(recipe: Recipe, out: Path, number: int | None, resume_command
 
 def train_features(out: Path) -> None:
     "Train the judge of the shapes models into a folder, and say how good the saved one is."
+    refuse_foreign(out, ("config.json", "model.safetensors", "README.md"), {"size", "widths", "num_classes"})
     out.mkdir(parents=True, exist_ok=True)
     progress = ProgressBar("classifier", ("loss", "accuracy"))
     classifier = evaluation.train_shapes_classifier([progress])

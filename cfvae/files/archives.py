@@ -15,7 +15,7 @@ from pathlib import Path, PureWindowsPath
 
 from ..core import CfvaeError, check
 from .names import printable
-from .store import DISK_FULL, new_folder, remove_older, source_tag
+from .store import new_folder, remove_older, source_tag
 
 ARCHIVES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", ".zip")
 BOMB_RATIO = 50  # unpacked bytes may be so many times the archive's
@@ -23,6 +23,7 @@ BOMB_FLOOR = 2**30  # and always so many
 MEMBER_COST = 512  # bytes that an empty member counts for
 BLOCK = 1 << 16  # bytes copied at a time
 HEADER_LIMIT = 1 << 20  # bytes of what stands before one member of a .tar: its name, and notes about it
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)  # of a disk, to be written to
 OPENERS: dict[bytes, typing.Callable[[Path], io.BufferedIOBase]] = {  # by a file's first bytes
     b"\x1f\x8b": gzip.GzipFile,
     b"BZh": bz2.BZ2File,
@@ -73,7 +74,7 @@ def unpack(
 
 def _is_the_disks(error: Exception) -> bool:
     "Whether the disk is to blame, and not the archive."
-    return isinstance(error, OSError) and error.errno in (*DISK_FULL, errno.EACCES, errno.EROFS)
+    return isinstance(error, OSError) and error.errno in REFUSALS
 
 
 def _unpack_into(archive: Path, folder: Path) -> None:

@@ -16,14 +16,13 @@ import torch
 from tqdm.auto import tqdm
 
 from ..autoencoder import Autoencoder
-from ..checkpoints import write_synced
+from ..checkpoints import way_out_of, write_synced
 from ..core import CfvaeError, check, device_of
 from ..data import ImageDataset
 from ..latents import LatentDataset, LatentScaler, weights_fingerprint
 from ..pretrained import PretrainedAutoencoder
 from .arrays import NO_ARRAY, RowWriter
 from .lock import LOCK_FILE, OWNER_FILE, FolderLock
-from .store import DISK_FULL
 
 FORMAT = "cfvae codes 1"
 FIRST_FIELDS = {"fingerprint", "count", "shift", "scale"}  # those of 0.1, which had no mark and no checksum
@@ -286,9 +285,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _cannot_write(folder: Path, error: OSError) -> CfvaeError:
-    way_out = "free some space, or choose another folder"
-    if error.errno not in DISK_FULL:
-        way_out = "choose a folder that you may write to"
+    way_out = f"{way_out_of(error)}, or choose another folder"
     return CfvaeError(f"cannot write the codes to {folder} ({error.strerror or error}): {way_out}")
 
 

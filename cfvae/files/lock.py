@@ -2,13 +2,14 @@
 
 import contextlib
 import os
+import re
 import warnings
 from pathlib import Path
 from types import TracebackType
 
 from filelock import FileLock, Timeout
 
-from ..core import CfvaeError
+from ..core import CfvaeError, check
 
 LOCK_FILE = "run.lock"  # stays behind and means nothing; what counts is the system's lock on it
 OWNER_FILE = "run.pid"  # the number of the process that holds the lock, only for the message
@@ -28,6 +29,7 @@ class FolderLock:
         self._owner = 0  # the process that took the lock: a forked child must not give it back
 
     def __enter__(self) -> "FolderLock":
+        self._refuse_foreign()
         path = self._create_lock_file()
         lock = FileLock(path, blocking=False, fallback_to_soft=False)
         try:
@@ -63,6 +65,13 @@ class FolderLock:
             message = f"cannot use {self.folder} ({reason}): choose a folder that you may write to"
             raise CfvaeError(message) from None
         return path
+
+    def _refuse_foreign(self) -> None:
+        "Raises `CfvaeError` where the files hold what is not theirs, and so is somebody's."
+        for name, content in ((LOCK_FILE, rb""), (OWNER_FILE, rb"\d*\s*")):
+            path = self.folder / name
+            ours = not path.is_file() or re.fullmatch(content, path.read_bytes()) is not None
+            check(ours, f"{self.folder} holds a {name} that cfvae did not write: move it away")
 
     def _note_owner(self) -> None:
         self._owner = os.getpid()

@@ -1,7 +1,6 @@
 """Folders of the cache: made whole or not at all, named after their source, replaced by newer ones."""
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -11,10 +10,10 @@ import time
 import typing
 from pathlib import Path
 
+from ..checkpoints import way_out_of
 from ..core import CfvaeError, check
 from .names import printable
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PARTIAL = re.compile(r"\.partial-.*-[0-9a-f]{8}")  # a folder that is being made, or was when its process died
 ELSEWHERE = "make it a link to a folder on another disk"
 DAY = 24 * 3600.0  # seconds without a change, after which nobody is at work on it
@@ -50,12 +49,7 @@ def new_folder(
                 raise
     except OSError as error:
         message = f"cannot write {target.name} in {printable(target.parent)} ({error.strerror or error})"
-        way_out = "make that folder writable"
-        if error.errno in DISK_FULL:
-            way_out = "free some space"
-        elif error.errno in (errno.ENOTDIR, errno.EEXIST):
-            way_out = "move away the file that is in its place"
-        raise CfvaeError(f"{message}: {way_out}, or {ELSEWHERE}") from error
+        raise CfvaeError(f"{message}: {way_out_of(error)}, or {ELSEWHERE}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -38,8 +38,9 @@ def load_recipe(
     path = Path(out) / "recipe.json"
     check(path.is_file(), f"{out} is not a run folder: it holds no recipe.json")
     way_out = "restore it from a copy, or train into another folder"
-    fields = _read_fields(path, way_out)
+    fields = read_fields(path, way_out)
     try:
+        check({"autoencoder", "vae"} <= fields.keys(), "it has no autoencoder, or no vae")
         return recipe_from_dict(fields)
     except Exception as error:  # as varied as the ways in which a value can be wrong
         raise CfvaeError(f"{path} cannot be read ({_first_line(error)}): {way_out}") from None
@@ -55,13 +56,16 @@ def load_data_note(
     if not path.exists():
         return None
     way_out = "restore it from a copy, or remove it if you know that the images are those of the run"
-    note = _read_fields(path, way_out)
+    note = read_fields(path, way_out)
     noted = isinstance(note.get("fingerprint"), str)
     check(noted, f"{path} cannot be read (it holds no fingerprint): {way_out}")
     return note
 
 
-def _read_fields(path: Path, way_out: str) -> dict[str, typing.Any]:
+def read_fields(
+    path: Path,  # of the file
+    way_out: str,  # what to do where it is damaged
+) -> dict[str, typing.Any]:
     "A JSON file that holds an object. Raises `CfvaeError` for any other content, or none."
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
@@ -91,7 +95,22 @@ def refuse_begun(
 
 def _has_saved(out: Path) -> bool:
     checkpoints = [list_checkpoints(out / stage / "checkpoints") for stage in STAGES]
-    return any(checkpoints) or (out / "autoencoder" / "model").exists()
+    return any(checkpoints) or (out / "autoencoder" / "model").exists() or has_model(out)
+
+
+def has_model(
+    out: Path,  # a run folder
+) -> bool:
+    "Whether a pipeline was saved, once or more often."
+    return (out / "pipeline" / "pipeline.json").exists()
+
+
+def only_model_is_kept(
+    out: Path,  # a run folder
+) -> bool:
+    "Whether stage one is done and its checkpoints, which are of no use then, were deleted."
+    stage = out / "autoencoder"
+    return (stage / "model").exists() and not list_checkpoints(stage / "checkpoints")
 
 
 def claim_run(
@@ -107,6 +126,7 @@ def claim_run(
     if refuse_begun(out, resume):
         _check_same_recipe(out, recipe)
         _check_same_images(out, images)
+        _check_progress(out, recipe.vae_training.steps)
     about = {"fingerprint": images.fingerprint, "images": len(images), "classes": images.classes}
     _write_json(out / "data.json", about)
     _write_json(out / "recipe.json", config_to_dict(recipe))
@@ -134,6 +154,18 @@ def _check_same_images(out: Path, images: ImageDataset) -> None:
         f"{out} was begun with other images ({begun_with.get('images')} of them, {len(images)} now): "
         "the data has changed since. Bring the old images back, or choose another --out",
     )
+
+
+def _check_progress(out: Path, steps: int) -> None:
+    "Raises `CfvaeError` where stage two cannot go on from what was saved to so many steps."
+    saved = list_checkpoints(out / "vae" / "checkpoints")
+    check(
+        bool(saved) or not has_model(out),
+        f"{out} holds a model, but no checkpoint of its second stage, so it cannot be trained further: "
+        "take the model as it is, or choose another --out",
+    )
+    done = max((int(path.name.split("-")[1]) for path in saved), default=0)
+    check(done <= steps, f"{out}: {done} steps of stage two are done already: --steps must be {done} or more")
 
 
 def _plain(fields: dict[str, typing.Any]) -> dict[str, typing.Any]:
@@ -191,6 +223,5 @@ def load_model(
             saved, f"{path} is neither a run folder (no recipe.json) nor a saved pipeline (no pipeline.json)"
         )
         return LatentVAEPipeline.from_pretrained(path)
-    trained = (path / "pipeline" / "pipeline.json").is_file()
-    check(trained, f"{path} holds no model yet: a run has one once its second stage was trained")
+    check(has_model(path), f"{path} holds no model yet: a run has one once its second stage was trained")
     return LatentVAEPipeline.from_pretrained(path / "pipeline")

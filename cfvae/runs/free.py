@@ -1,7 +1,9 @@
-"""Whether a folder is free for a run: training replaces only what cfvae wrote."""
+"""Whether a folder is free: nothing is replaced but what cfvae wrote."""
 
 import json
+import os
 import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ..core import check
@@ -34,12 +36,29 @@ def check_free(
         check(not foreign, f"{message}: choose another --out, or move them away")
 
 
+def refuse_foreign(
+    folder: Path,  # where files are to be written; it need not exist
+    names: Sequence[str],  # theirs; the first is JSON
+    marks: Collection[str],  # fields that it has where cfvae wrote it
+) -> None:
+    "Raises `CfvaeError` where a file that would be replaced was not written by cfvae."
+    present = [name for name in names if os.path.lexists(folder / name)]
+    ours = set(marks) <= _read_fields(folder / names[0]).keys()
+    message = f"{folder} holds {first_few(present)}, which cfvae did not write or which is damaged"
+    check(ours or not present, f"{message}: move it away, or choose another folder")
+
+
+def _read_fields(path: Path) -> dict[str, object]:
+    "The fields of a JSON file; none if it cannot be read."
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
 def _begins_a_run(path: Path) -> bool:
     "Whether the file is one of those that a run writes before its recipe, and leaves there if it is killed."
     if path.name == "data.json":
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return False
-        return isinstance(fields, dict) and DATA_FIELDS == set(fields)
+        return DATA_FIELDS == _read_fields(path).keys()
     return path.name in (LOCK_FILE, OWNER_FILE) or LEFTOVER.fullmatch(path.name) is not None

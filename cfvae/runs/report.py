@@ -18,6 +18,7 @@ from PIL import Image
 from ..checkpoints import write_synced
 from ..core import PALETTE, CfvaeError, image_grid, set_style
 from ..data import ImageDataset
+from .free import refuse_foreign
 from .measure import JUDGED, Measurements, Nats, measure_run
 from .next_steps import next_steps
 from .opened import COLUMNS, ROWS, Run, draw_classes, draw_depths, open_run, strength_name, strengths
@@ -38,6 +39,7 @@ def write_report(
     """Write what a run has learned as report.html, and its numbers as report.json, into its folder.
 
     Returns the page's path. Raises `CfvaeError` where there is no model yet."""
+    refuse_foreign(Path(folder), ("report.json", "report.html"), {"run", "nats"})
     run = open_run(folder, device, data)
     measurements = measure_run(run)
     numbers = json.dumps(measurements.to_dict(), indent=1)

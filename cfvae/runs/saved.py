@@ -9,6 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from ..checkpoints import way_out_of
 from ..core import CfvaeError
 
 
@@ -33,8 +34,10 @@ def save_whole(
         model.save_pretrained(aside)
         _put_in_place(aside, folder)
     except (OSError, SafetensorError, CfvaeError) as error:
-        way_out = "free some space, or write to another disk; an earlier model there is as it was"
-        raise CfvaeError(f"cannot write the model to {folder} ({_reason(error)}): {way_out}") from None
+        cause = _cause(error)
+        way_out = f"{way_out_of(cause)}, or write to another disk; an earlier model there is as it was"
+        reason = cause.strerror or cause
+        raise CfvaeError(f"cannot write the model to {folder} ({reason}): {way_out}") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -58,7 +61,10 @@ def _remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _reason(error: BaseException) -> str:
-    "What the system said; a pipeline says it in an error of its own."
+def _cause(error: BaseException) -> OSError:
+    "What the system said. A pipeline says it in an error of its own, safetensors by the error's number."
     cause = error.__context__ if isinstance(error, CfvaeError) and error.__context__ else error
-    return getattr(cause, "strerror", None) or str(cause)
+    if isinstance(cause, OSError):
+        return cause
+    number = re.search(r"os error (\d+)", str(cause))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(cause))

@@ -25,7 +25,7 @@ from ..pretrained import PretrainedAutoencoder, PretrainedConfig, load_pretraine
 from ..recipes import Recipe, check_models
 from ..training import Callback, TrainingConfig, TrainingState, fit, join_processes
 from .callbacks import Checkpointer, JsonLog, PictureLog, ProgressBar, StopOnSignal, TensorBoardLog, TimeLimit
-from .folder import claim_run, load_autoencoder, refuse_begun
+from .folder import claim_run, load_autoencoder, only_model_is_kept, refuse_begun
 from .free import check_free
 from .output import say
 from .recorded import RecordedStep
@@ -206,9 +206,11 @@ def train(
             claim_run(out, recipe, images, resume)
         processes.wait_for_everyone()
         if stage != "vae" and not borrowed:
-            state = train_autoencoder(recipe, images, held, out, resume, extra)
+            steps = recipe.autoencoder_training.steps
+            done = only_model_is_kept(out)
+            if not done:
+                done = train_autoencoder(recipe, images, held, out, resume, extra).step == steps
             processes.wait_for_everyone()
-            done = state.step == recipe.autoencoder_training.steps
             if stage == "autoencoder" or not done or signals.received:  # a signal may come at the last step
                 return stage == "autoencoder" and done
         autoencoder = (borrowed or load_autoencoder(out)).to(get_device(recipe.vae_training.device))

@@ -3,6 +3,7 @@
 import errno
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,12 @@ def test_out_is_looked_at_before_the_work(unmeasured):
     Path("taken").write_text("")
     refused("bench --device cpu --out taken", "taken: File exists: check the path")
     refused("bench --device cpu --out taken/below", "Not a directory: check the path")
+    for name in ("bench.json", "bench-scale.json", "bench-scale.png"):
+        Path("mine").mkdir()
+        Path("mine", name).write_text("mine")
+        refused("bench --device cpu --out mine", f"mine holds {name}, which cfvae did not write")
+        assert Path("mine", name).read_text() == "mine"
+        shutil.rmtree("mine")
 
 
 def test_a_folder_that_cannot_be_written_to(unmeasured, monkeypatch):

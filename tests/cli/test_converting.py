@@ -52,6 +52,10 @@ def test_import_weights(released):
 
 
 def test_import_weights_refuses(released):
+    Path("theirs/vae").mkdir(parents=True)
+    Path("theirs/vae/config.json").write_text("mine")
+    refused("import-weights released.safetensors --out theirs", "theirs holds files already")
+    assert Path("theirs/vae/config.json").read_text() == "mine"
     refused("import-weights nowhere.pt --config church --out models/c", "nowhere.pt")
     refused("import-weights released.pt --out models/c", "--config")
     refused("import-weights released.pt --config chruch --out models/c", "chruch", "church")

@@ -51,6 +51,10 @@ def test_out_is_looked_at_before_the_work(unmeasured):
     Path("taken").write_text("")
     refused("evaluate shapes --data shapes --out taken", "--out is taken, and a file is called so")
     refused("evaluate shapes --data shapes --out taken/below", "Not a directory")
+    Path("mine").mkdir()
+    Path("mine/evaluation.json").write_text('{"rows": 3}')
+    refused("evaluate shapes --data shapes --out mine", "mine holds evaluation.json, which cfvae did not write")
+    assert Path("mine/evaluation.json").read_text() == '{"rows": 3}'
 
 
 def test_what_is_refused_by_name(run):

@@ -164,6 +164,14 @@ def test_train_errors_leave_nothing_behind(line, needles):
     assert not Path("other").exists()
 
 
+def test_a_model_that_is_somebodys_is_no_place_for_a_judge():
+    Path("theirs").mkdir()
+    Path("theirs/config.json").write_text('{"model_type": "bert"}')
+    Path("theirs/model.safetensors").write_text("mine")
+    refused("train-features --out theirs", "theirs holds config.json, model.safetensors", "did not write")
+    assert Path("theirs/model.safetensors").read_text() == "mine"
+
+
 def test_train_features(monkeypatch):
     for module in (evaluation, data, training):
         monkeypatch.setattr(module, "Shapes", lambda n, seed: Shapes(min(n, 64), seed))

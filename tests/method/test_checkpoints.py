@@ -122,13 +122,46 @@ def test_keep(tmp_path, keep):
     assert len(list(tmp_path.iterdir())) == keep
 
 
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "free some space"),
+        (errno.EROFS, "make it writable"),
+        (errno.EACCES, "make it writable"),
+        (errno.ENOTDIR, "move away the file that is in its place"),
+        (errno.EIO, "check the path and the disk"),
+    ],
+)
+def test_the_advice_fits_what_the_system_says(tmp_path, monkeypatch, number, advice):
+    def refuse(path, payload):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(checkpoints, "write_synced", refuse)
+    message = rf"\({os.strerror(number)}\): {advice} or choose another folder"
+    with pytest.raises(CfvaeError, match=message):
+        save_checkpoint(tmp_path, 1, WEIGHTS)
+
+
 def test_keep_must_be_positive(tmp_path):
     with pytest.raises(CfvaeError, match="keep is 0"):
         save_checkpoint(tmp_path, 1, WEIGHTS, keep=0)
 
 
+FOREIGN = (
+    "log.jsonl",
+    "step-1.png",
+    "model.pt",
+    "stepwise-1.pt",
+    "step-1-mine.pt",
+    "step-2 copy.pt",
+    "step-2-0123456789abcdef copy.pt",
+    "step-3.pt.mine.tmp",
+)
+
+
 def test_only_checkpoints_are_deleted(tmp_path):
-    others = [tmp_path / name for name in ("log.jsonl", "step-1.png", "model.pt", "stepwise-1.pt")]
+    others = [tmp_path / name for name in FOREIGN]
     for other in others:
         other.write_text("mine")
     for step in range(5):

@@ -8,15 +8,18 @@ import pytest
 from tiny_runs import tiny
 
 from cfvae.core import CfvaeError, config_to_dict
-from cfvae.runs.free import check_free
+from cfvae.runs.free import check_free, refuse_foreign
 from cfvae.runs.train import train
 
 FOREIGN = {
     "latents": ({"latents/thesis.tex": "mine"}, "latents"),
     "a recipe": ({"recipe.json": '{"flour": 500}'}, "recipe.json cannot be read"),
+    "a recipe with a name": ({"recipe.json": '{"name": "soup"}'}, "recipe.json cannot be read"),
     "an empty recipe": ({"recipe.json": ""}, "recipe.json cannot be read"),
     "data": ({"data.json": '{"rows": [1, 2]}'}, "data.json"),
     "data that are no object": ({"data.json": "[1, 2]"}, "data.json"),
+    "a lock": ({"run.lock": "of my door"}, "run.lock that cfvae did not write"),
+    "a number": ({"run.pid": "notes"}, "run.pid that cfvae did not write"),
     "logs": ({"autoencoder/log.jsonl": "mine"}, "autoencoder"),
     "anything": ({"recipe.tmp": "a", "b.txt": "b", "c": "c", "d": "d"}, "and 1 more"),
 }
@@ -48,6 +51,23 @@ def test_foreign_codes_in_a_run_are_refused_before_anything_is_trained(tmp_path)
     with pytest.raises(CfvaeError, match="latents.npy that cfvae did not write"):
         train(tiny(), "shapes:n=60", tmp_path, resume=True)
     assert contents(tmp_path) == files
+
+
+def test_what_is_replaced_carries_our_mark(tmp_path):
+    names = ("numbers.json", "page.html")
+    refuse_foreign(tmp_path, names, {"rows"})
+    for name, content in (
+        ("numbers.json", "mine"),
+        ("numbers.json", '{"row": 1}'),
+        ("numbers.json", '["rows"]'),
+        ("page.html", "mine"),
+    ):
+        write(tmp_path, {name: content})
+        with pytest.raises(CfvaeError, match=f"{name}, which cfvae did not write"):
+            refuse_foreign(tmp_path, names, {"rows"})
+        (tmp_path / name).unlink()
+    write(tmp_path, {"numbers.json": '{"rows": [], "more": 1}', "page.html": "ours"})
+    refuse_foreign(tmp_path, names, {"rows"})
 
 
 @pytest.mark.parametrize("out", ["", "."])

@@ -179,6 +179,35 @@ def test_time_limit_and_resume(run, tmp_path):
         train(tiny(), "shapes:n=60", tmp_path / "other", max_minutes=0)
 
 
+@pytest.mark.parametrize("stage", ["all", "autoencoder"])
+def test_without_checkpoints_a_finished_first_stage_is_taken_as_it_is(run, tmp_path, stage):
+    shutil.copytree(run, tmp_path / "run")
+    first = tmp_path / "run" / "autoencoder"
+    shutil.rmtree(first / "checkpoints")
+    before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    assert train(tiny(), "shapes:n=60", tmp_path / "run", stage=stage, resume=True)
+    assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("gone", ["vae/checkpoints", "vae"])
+def test_a_model_without_its_checkpoints_is_not_trained_over(run, tmp_path, gone):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / gone)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*") if path.is_file()}
+    longer = tiny(vae_training__steps=6)
+    for recipe in (tiny(), longer):
+        with pytest.raises(CfvaeError, match="holds a model, but no checkpoint of its second stage"):
+            train(recipe, "shapes:n=60", tmp_path / "run", resume=True)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_fewer_steps_than_are_done_are_refused(run):
+    before = (run / "recipe.json").read_bytes()
+    with pytest.raises(CfvaeError, match="4 steps of stage two are done already: --steps must be 4 or more"):
+        train(tiny(vae_training__steps=2), "shapes:n=60", run, resume=True)
+    assert (run / "recipe.json").read_bytes() == before
+
+
 PIXELS = {
     "autoencoder": PretrainedConfig("pixels", 16, 3, 1, 0.0, 1.0),
     "vae": HierarchicalVAEConfig(3, (1, 4, 16), 8, 8, 1, 1, 1, latent_channels=2),
