@@ -7,6 +7,11 @@ __all__ = [
     "PALETTE",
     "CfvaeError",
     "check",
+    "whole_number",
+    "whole_numbers",
+    "check_batch",
+    "check_classes",
+    "check_path",
     "seed_everything",
     "make_generator",
     "randn",
@@ -16,6 +21,7 @@ __all__ = [
     "image_grid",
     "set_style",
     "show_images",
+    "check_fields",
     "config_from_dict",
     "config_to_dict",
     "count_parameters",
@@ -24,11 +30,14 @@ __all__ = [
 ]
 
 # %% ../nbs/00_core.ipynb #4ab89cfa
+import collections
 import dataclasses
 import difflib
 import itertools
 import json
 import math
+import operator
+import os
 import random
 import typing
 from importlib import resources
@@ -55,6 +64,89 @@ def check(
     "Raise `CfvaeError` unless the condition holds: how configs check themselves, a line a field."
     if not condition:
         raise CfvaeError(message)
+
+
+# %% ../nbs/00_core.ipynb #5c19a3ed
+def whole_number(
+    value: typing.Any,  # of Python, NumPy or PyTorch
+    name: str,  # what to call it in an error
+    least: int | None = None,  # the smallest that is right; None: any is
+) -> int:
+    "As Python's int. Raises `CfvaeError` for fractions, for true and false, and for what is too small."
+    needed = "a whole number is needed" if least is None else f"a whole number from {least} is needed"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or (least is not None and number < least):
+        raise CfvaeError(f"{name} is {value!r}: {needed}")
+    return number
+
+
+def whole_numbers(
+    values: typing.Any,  # a list, an array or a tensor, (n,)
+    name: str,  # what to call them in an error
+    needed: str = "a list of whole numbers is needed",  # what to say there besides
+) -> torch.Tensor:
+    "As int64, (n,). Raises `CfvaeError` for fractions, masks and names, and for another shape."
+    try:
+        given = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise CfvaeError(f"{name} are no numbers: {needed}") from None
+    check(given.ndim == 1, f"{name} have the shape {tuple(given.shape)}: {needed}")
+    kind = str(given.dtype).removeprefix("torch.")
+    whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+    check(whole or len(given) == 0, f"{name} are of the type {kind}: {needed}")
+    return given.to(torch.int64)
+
+
+# %% ../nbs/00_core.ipynb #002e86fb
+def check_batch(
+    x: typing.Any,  # what was given
+    shape: typing.Sequence[int | None],  # of one example; None: any size
+    name: str,  # what to call it in an error
+    largest: float | None = torch.finfo(torch.float32).max,  # of all numbers; None: they are not looked at
+) -> torch.Tensor:
+    "A batch as float32, (n, *shape). Raises `CfvaeError` for anything else, and where n is 0."
+    sizes = ", ".join("size" if size is None else str(size) for size in shape)
+    needed = f"a tensor of floats, (n, {sizes}), is needed"
+    if not isinstance(x, torch.Tensor):
+        raise CfvaeError(f"{name} are of the type {type(x).__name__}: {needed}")
+    kind = str(x.dtype).removeprefix("torch.")
+    check(x.is_floating_point(), f"{name} are of the type {kind}: {needed} (from_uint8 makes it of bytes)")
+
+    fits = x.ndim == 1 + len(shape) and len(x) > 0
+    fits = fits and all(want in (None, has) for want, has in zip(shape, x.shape[1:], strict=True))
+    check(fits, f"{name} have the shape {tuple(x.shape)}: {needed}")
+    if largest is not None:
+        reach = x.detach().abs().max().item()  # NaN where one of them is
+        check(reach <= largest, f"{name} reach {reach:.3g}: finite numbers up to {largest:.3g} are needed")
+    return x.float()
+
+
+# %% ../nbs/00_core.ipynb #1eecd5d1
+def check_classes(
+    classes: typing.Any,  # class names, in the order of the indices
+    owner: str,  # whose they are, for an error
+) -> tuple[str, ...]:
+    "As a tuple. Raises `CfvaeError` for anything but texts, and for one that is there twice."
+    listed = isinstance(classes, typing.Sequence) and not isinstance(classes, str)
+    named = listed and all(isinstance(name, str) for name in classes)
+    check(named, f"{owner}: classes must be a list of names")
+    twice = [name for name, count in collections.Counter(classes).items() if count > 1]
+    shared = ", ".join(twice[:3])
+    check(not twice, f"{owner}: two classes are called {shared}: give each a name of its own")
+    return tuple(classes)
+
+
+def check_path(
+    path: typing.Any,  # a text or a `Path`
+    name: str = "the folder",  # what to call it in an error
+) -> Path:
+    "As a `Path`. Raises `CfvaeError` for an empty text, which would be the current folder, and for no path."
+    named = isinstance(path, os.PathLike) or (isinstance(path, str) and path.strip() != "")
+    check(named, f'{name} is {path!r}: give its path, or "." for the current folder')
+    return Path(path)
 
 
 # %% ../nbs/00_core.ipynb #fa43696d
@@ -136,8 +228,8 @@ def image_grid(
     scale: int = 1,  # whole-number enlargement, without smoothing
 ) -> Image.Image:
     "One picture of many: row by row, left to right."
-    n, _, h, w = images.shape
-    columns = columns or math.ceil(math.sqrt(n))
+    n, _, h, w = check_batch(images, (3, None, None), "images", largest=None).shape
+    columns = math.ceil(math.sqrt(n)) if columns is None else whole_number(columns, "columns", 1)
     rows = math.ceil(n / columns)
     row_step = h + padding
     column_step = w + padding
@@ -217,14 +309,14 @@ def show_images(
 
 # %% ../nbs/00_core.ipynb #a10e0cd3
 def _has_type(value: typing.Any, kind: typing.Any) -> bool:
-    "Whether a value read from JSON can stand in a field annotated as `kind`."
+    "Whether a value can stand in a field annotated as `kind`."
     if kind in (int, float):
         accepted = int if kind is int else (int, float)
         return isinstance(value, accepted) and not isinstance(value, bool)  # Python counts true as 1
 
     options = typing.get_args(kind)
     if typing.get_origin(kind) is tuple:
-        if not isinstance(value, (list, tuple)):
+        if not isinstance(value, tuple):
             return False
         if options[-1] is Ellipsis:
             options = options[:1] * len(value)
@@ -266,10 +358,11 @@ def _sizes_fit(value: typing.Any, infinite: bool) -> bool:
     return True
 
 
-def _lists_to_tuples(value: typing.Any) -> typing.Any:
+def _plain(value: typing.Any) -> typing.Any:
+    "Tuples in place of lists, Python's numbers in place of NumPy's."
     if isinstance(value, (list, tuple)):
-        return tuple(_lists_to_tuples(item) for item in value)
-    return value
+        return tuple(_plain(item) for item in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _as_json(value: typing.Any) -> str:
@@ -287,6 +380,7 @@ _Config = typing.TypeVar("_Config", bound="DataclassInstance")
 
 def _field_value(owner: str, field: dataclasses.Field, kind: typing.Any, value: typing.Any) -> typing.Any:
     "A value as the field holds it. Raises `CfvaeError` for one of another type or of absurd size."
+    value = _plain(value)
     about = f"{owner}.{field.name} is {_as_json(value)}"
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return config_from_dict(typing.cast(type, kind), value)
@@ -294,10 +388,24 @@ def _field_value(owner: str, field: dataclasses.Field, kind: typing.Any, value: 
         value = (value,)
 
     check(_has_type(value, kind), f"{about}: {_in_words(kind)} is needed")
-    value = _lists_to_tuples(value)
     infinite = field.default == math.inf
     check(_sizes_fit(value, infinite), f"{about}: a finite number of ordinary size is needed")
     return value
+
+
+# %% ../nbs/00_core.ipynb #fa9f05ec
+def check_fields(
+    config: "DataclassInstance",  # a new one: the first line of its `__post_init__`
+) -> None:
+    """Look at every field as `config_from_dict` does, and keep lists as tuples.
+
+    Raises `CfvaeError` for a value of another type than the field's annotation says, and for NaN, infinity
+    and numbers of absurd size."""
+    cls = type(config)
+    kinds = typing.get_type_hints(cls)
+    for field in dataclasses.fields(config):
+        value = _field_value(cls.__name__, field, kinds[field.name], getattr(config, field.name))
+        object.__setattr__(config, field.name, value)  # configs are frozen
 
 
 # %% ../nbs/00_core.ipynb #60a5bbfc

@@ -10,6 +10,7 @@ __all__ = [
     "FACTORS",
     "MappedRows",
     "send",
+    "as_rows",
     "ImageDataset",
     "Batches",
     "hold_out",
@@ -30,7 +31,7 @@ import warnings
 import numpy as np
 import torch
 
-from .core import CfvaeError, check, from_uint8, make_generator
+from .core import check, check_classes, from_uint8, make_generator, whole_number, whole_numbers
 
 
 # %% ../nbs/01_data.ipynb #ceec5400
@@ -63,6 +64,14 @@ def send(
     if tensor.device.type == "cpu" and device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def as_rows(
+    indices: typing.Sequence[int] | torch.Tensor,  # which rows of a dataset, in which order
+) -> torch.Tensor:
+    "As int64 (n,). Raises `CfvaeError` for a mask, and for anything else but whole numbers."
+    needed = "whole numbers are needed, which mask.nonzero().flatten() makes of a mask"
+    return whole_numbers(indices, "indices", needed)
 
 
 # %% ../nbs/01_data.ipynb #706fcf1b
@@ -98,17 +107,8 @@ def _warn_of_darkness(name: str, images: _Images) -> None:
 
 def _class_indices(name: str, labels: typing.Any, num_classes: int) -> torch.Tensor:
     "Labels as int64 (n,). Raises `CfvaeError` for anything but class indices, or -1 for none."
-    try:
-        given = torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise CfvaeError(f"{name}: the labels are no numbers: use the indices of the classes") from None
-    way_out = "give one index an image, which argmax(1) makes of one-hot labels"
-    check(given.ndim == 1, f"{name}: the labels have the shape {tuple(given.shape)}: {way_out}")
-    whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
-    kind = str(given.dtype).removeprefix("torch.")
-    check(whole or len(given) == 0, f"{name}: the labels are of the type {kind}: whole numbers are needed")
-
-    indices = given.to(torch.int64)
+    needed = "whole numbers are needed, one class index an image (argmax(1) makes it of one-hot labels)"
+    indices = whole_numbers(labels, f"{name}: the labels", needed)
     last = num_classes - 1
     wrong = indices[(indices < -1) | (indices > last)][:3].tolist()
     check(not wrong, f"{name}: labels such as {wrong} are out of range: use 0 to {last}, or -1 for none")
@@ -127,12 +127,9 @@ class ImageDataset(torch.utils.data.Dataset):
         name: str = "images",  # for messages and logs
         fingerprint: str | None = None,  # identifies the content; computed from it where not given
     ) -> None:
-        listed = isinstance(classes, typing.Sequence) and not isinstance(classes, str)
-        named = listed and all(isinstance(one, str) for one in classes)
-        check(named, f"{name}: classes has to be a list of names")
         _check_images(name, images)
         self.images = images
-        self.classes = tuple(classes)
+        self.classes = check_classes(classes, name)
         self.labels = _class_indices(name, labels, self.num_classes)
         self.name = name
         self.skipped: list[tuple[str, str]] = []  # files that could not be read, each with the reason
@@ -167,7 +164,7 @@ class ImageDataset(torch.utils.data.Dataset):
         indices: typing.Sequence[int] | torch.Tensor,  # which images
     ) -> tuple[torch.Tensor, torch.Tensor]:
         "Images (b, 3, size, size) in [-1, 1] and labels (b,)."
-        chosen = send(torch.as_tensor(indices, dtype=torch.int64), self.labels.device)
+        chosen = send(as_rows(indices), self.labels.device)
         if isinstance(self.images, torch.Tensor):
             pixels = self.images[chosen]
         else:
@@ -185,7 +182,7 @@ class ImageDataset(torch.utils.data.Dataset):
         indices: typing.Sequence[int] | torch.Tensor,  # which images, in which order
     ) -> "ImageDataset":
         "The chosen images as a dataset of their own."
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        chosen = as_rows(indices)
         images: torch.Tensor | MappedRows
         if isinstance(self.images, torch.Tensor):
             images = self.images[chosen]
@@ -238,6 +235,7 @@ def hold_out(
     seed: int = 0,  # which ones
 ) -> tuple[ImageDataset, ImageDataset]:
     "Divide into (the rest, n held out), at random but the same for the same seed."
+    n = whole_number(n, "n")
     check(0 < n < len(dataset), f"{dataset.name}: cannot hold out {n} of {len(dataset)} images")
     order = torch.randperm(len(dataset), generator=make_generator(seed))
     held_out = dataset.subset(order[:n])
@@ -435,7 +433,8 @@ class Shapes(ImageDataset):
         seed: int = 0,  # which images
         size: int = 32,  # height and width in pixels, at least 8
     ) -> None:
-        check(n >= 1, f"Shapes: n is {n}, but a dataset needs at least one image")
+        n = whole_number(n, "Shapes: n", 1)
+        size = whole_number(size, "Shapes: size")
         check(size >= 8, f"Shapes: size is {size}; below 8 pixels the outlines cannot be told apart")
         generator = make_generator(seed)
         choices = [torch.randint(len(grid), (n,), generator=generator) for grid in FACTORS.values()]

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .core import check
-from .data import send
+from .core import check, check_classes
+from .data import as_rows, send
 
 
 # %% ../nbs/10_latent_space.ipynb #27a9dd04
@@ -43,8 +43,12 @@ class LatentScaler(nn.Module):
         self.register_buffer("shift", _per_channel(shift))
         self.register_buffer("scale", _per_channel(scale))
         self.clip = clip
+        for name, values in (("shift", self.shift), ("scale", self.scale)):
+            finite = bool(values.isfinite().all())
+            check(finite, f"{name} is {values.flatten().tolist()}: every value must be finite")
         positive = bool((self.scale > 0).all())
         check(positive, f"scale is {self.scale.flatten().tolist()}: every value must be above 0")
+        check(clip > 0, f"clip is {clip}: it must be above 0")
 
     @classmethod
     def measure(
@@ -86,9 +90,11 @@ class LatentDataset(torch.utils.data.Dataset):
         scaler: LatentScaler,  # standardises
         fingerprint: str,  # of autoencoder and images together
     ) -> None:
+        n = len(latents)
+        check(n == len(labels), f"{n} codes but {len(labels)} labels")
         self.latents = latents
         self.labels = labels
-        self.classes = tuple(classes)
+        self.classes = check_classes(classes, "codes")
         self.scaler = scaler
         self.fingerprint = fingerprint
 
@@ -100,7 +106,7 @@ class LatentDataset(torch.utils.data.Dataset):
         indices: torch.Tensor | Sequence[int],  # which codes
     ) -> tuple[torch.Tensor, torch.Tensor]:
         "Standardised codes and labels."
-        rows = send(torch.as_tensor(indices, dtype=torch.int64), self.labels.device)
+        rows = send(as_rows(indices), self.labels.device)
         if isinstance(self.latents, torch.Tensor):
             codes = self.latents[rows]
         else:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,10 @@ from cfvae.core import (
     PALETTE,
     CfvaeError,
     check,
+    check_batch,
+    check_classes,
+    check_fields,
+    check_path,
     config_from_dict,
     config_to_dict,
     count_parameters,
@@ -26,6 +31,8 @@ from cfvae.core import (
     set_style,
     show_images,
     to_uint8,
+    whole_number,
+    whole_numbers,
 )
 
 
@@ -36,11 +43,90 @@ class Example:
     learning_rate: float = 1e-3
 
 
+@dataclasses.dataclass(frozen=True)
+class Strict(Example):
+    def __post_init__(self):
+        check_fields(self)
+
+
 def test_check_raises_only_where_the_condition_fails():
     check(True, "unused")
     with pytest.raises(CfvaeError, match="size is 3"):
         check(False, "size is 3")
     assert issubclass(CfvaeError, ValueError)
+
+
+@pytest.mark.parametrize("value", [1.0, "1", None, True, [1], torch.tensor(1.0), 2])
+def test_a_whole_number_is_nothing_else(value):
+    with pytest.raises(CfvaeError, match="^n is .*: a whole number from 3 is needed$"):
+        whole_number(value, "n", 3)
+
+
+def test_whole_numbers_of_every_kind():
+    for value in (3, np.int64(3), np.uint8(3), torch.tensor(3)):
+        assert whole_number(value, "n", 3) == 3 and type(whole_number(value, "n")) is int
+    assert whole_number(-1, "n") == -1
+    for values in ([1, 2], (1, 2), range(1, 3), np.array([1, 2], np.uint8), torch.tensor([1, 2])):
+        found = whole_numbers(values, "indices")
+        assert found.tolist() == [1, 2] and found.dtype == torch.int64
+    assert whole_numbers([], "indices").dtype == torch.int64
+
+
+@pytest.mark.parametrize("values", [[True, False], [0.5], ["a"], [None], None, 3, [[1]], [2**70], [1j]])
+def test_whole_numbers_are_nothing_else(values):
+    with pytest.raises(CfvaeError, match="^indices (are|have) .*: count them$"):
+        whole_numbers(values, "indices", "count them")
+
+
+IMAGES = torch.zeros(2, 3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("x", "complaint"),
+    [
+        (None, "type NoneType"),
+        ([IMAGES], "type list"),
+        (IMAGES.numpy(), "type ndarray"),
+        (IMAGES.byte(), "type uint8.*from_uint8"),
+        (IMAGES.long(), "type int64"),
+        (IMAGES[0], r"shape \(3, 4, 4\): a tensor of floats, \(n, 3, size, 4\)"),
+        (IMAGES[:0], r"shape \(0, 3, 4, 4\)"),
+        (IMAGES[:, :1], r"shape \(2, 1, 4, 4\)"),
+        (IMAGES[..., :2], r"shape \(2, 3, 4, 2\)"),
+        (IMAGES + 255, "reach 255: finite numbers up to 16"),
+        (IMAGES - 255, "reach 255"),
+        (IMAGES.log(), "reach inf"),
+        (IMAGES / 0, "reach nan"),
+    ],
+)
+def test_a_batch_is_floats_of_its_shape_and_range(x, complaint):
+    with pytest.raises(CfvaeError, match=f"^images .*{complaint}"):
+        check_batch(x, (3, None, 4), "images", 16)
+
+
+def test_batches_of_every_float():
+    for kind in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        x = check_batch((IMAGES + 0.5).to(kind), (3, 4, 4), "images", 16)
+        assert x.dtype == torch.float32 and torch.equal(x, IMAGES + 0.5)
+    assert check_batch(IMAGES / 0, (3, 4, 4), "images", None).isnan().all()  # not looked at
+    with pytest.raises(CfvaeError, match="reach 1e.300"):  # which float32 cannot hold
+        check_batch(IMAGES.double() + 1e300, (3, 4, 4), "images")
+
+
+@pytest.mark.parametrize("classes", ["ab", None, 3, [1, 2], ["a", None], {"a": 0}, ["a", "b", "a"]])
+def test_classes_are_distinct_texts(classes):
+    with pytest.raises(
+        CfvaeError, match="^photos: (classes must be a list of names|two classes are called a)"
+    ):
+        check_classes(classes, "photos")
+    assert check_classes(["b", "a"], "photos") == ("b", "a") and check_classes((), "photos") == ()
+
+
+@pytest.mark.parametrize("path", ["", " ", None, 5, b"folder"])
+def test_a_path_is_named(path):
+    with pytest.raises(CfvaeError, match="^the folder is .*: give its path"):
+        check_path(path)
+    assert check_path(".") == check_path(Path()) == Path(".")
 
 
 @pytest.mark.parametrize("seed", [0, 7, -1, 2**40])
@@ -140,6 +226,22 @@ def test_image_grid_places_every_image(n, columns, padding, scale):
     assert set(np.unique(pixels)) <= set(range(1, n + 1)) | {255}
 
 
+@pytest.mark.parametrize(
+    ("images", "columns", "complaint"),
+    [
+        (torch.zeros(0, 3, 4, 4), None, "images have the shape"),
+        (torch.zeros(2, 1, 4, 4), None, "images have the shape"),
+        (torch.zeros(2, 3, 4, 4).byte(), None, "images are of the type uint8"),
+        (torch.zeros(2, 3, 4, 4), 0, "columns is 0: a whole number from 1"),
+        (torch.zeros(2, 3, 4, 4), -1, "columns is -1"),
+        (torch.zeros(2, 3, 4, 4), 1.5, "columns is 1.5"),
+    ],
+)
+def test_image_grid_of_what_is_no_pictures(images, columns, complaint):
+    with pytest.raises(CfvaeError, match=complaint):
+        image_grid(images, columns)
+
+
 def test_show_images_draws_each_image_with_its_title():
     import matplotlib
 
@@ -167,6 +269,30 @@ def test_an_unknown_field_names_those_that_sound_alike():
         config_from_dict(Example, {"learning_rat": 1})
     with pytest.raises(CfvaeError, match="learning_rate, nested, widths"):
         config_from_dict(Example, {"zzz": 1})
+
+
+def test_a_config_made_in_python_is_looked_at_as_one_from_a_file():
+    made = Strict([np.int64(1), 2], ([1], (2, 3)), np.float32(0.5))
+    assert (
+        made
+        == Strict(widths=(1, 2), nested=((1,), (2, 3)), learning_rate=0.5)
+        == Strict((1, 2), made.nested, 0.5)
+    )
+    assert type(made.widths[0]) is int and type(made.learning_rate) is float
+    assert Strict(widths=8).widths == (8,)
+    for fields in (
+        {"widths": 1.5},
+        {"widths": None},
+        {"learning_rate": "x"},
+        {"learning_rate": float("inf")},
+    ):
+        with pytest.raises(CfvaeError) as in_python:
+            Strict(**fields)
+        with pytest.raises(CfvaeError) as from_file:
+            config_from_dict(Strict, fields)
+        assert str(in_python.value) == str(from_file.value) and f"Strict.{next(iter(fields))} is" in str(
+            in_python.value
+        )
 
 
 def test_count_parameters_leaves_out_what_is_frozen():

@@ -110,10 +110,10 @@ def test_images_that_are_no_bytes_in_planes_are_refused(images, complaint):
 @pytest.mark.parametrize(
     "labels, complaint",
     [
-        (torch.eye(4)[:, :2], r"shape \(4, 2\): give one index an image, which argmax\(1\)"),
+        (torch.eye(4)[:, :2], r"shape \(4, 2\): .* one class index an image \(argmax\(1\)"),
         (np.eye(4), r"shape \(4, 4\)"),
         (3, r"shape \(\)"),
-        (["a", "b", "a", "b"], "no numbers: use the indices of the classes"),
+        (["a", "b", "a", "b"], "no numbers: whole numbers are needed"),
         (None, "no numbers"),
         ([0, None, 1, 0], "no numbers"),
         ([2**80, 0, 0, 0], "no numbers"),
@@ -126,9 +126,47 @@ def test_labels_that_are_no_indices_are_refused(labels, complaint):
         ImageDataset(PICTURES, labels, ("a", "b"), "few")
 
 
+@pytest.mark.parametrize("take", [ImageDataset.batch, ImageDataset.subset])
+@pytest.mark.parametrize(
+    "indices",
+    [
+        PICTURES[:, 0, 0, 0] > 100,
+        [True, False, True, False],
+        np.array([True, False]),
+        [0.9, 1.9],
+        torch.zeros(2, 2).long(),
+        ["a"],
+        None,
+    ],
+)
+def test_masks_and_fractions_are_no_indices(take, indices):
+    data = ImageDataset(PICTURES, [0, 1, 0, 1], ("a", "b"))
+    with pytest.raises(CfvaeError, match=r"^indices .*mask.nonzero\(\).flatten\(\)"):
+        take(data, indices)
+
+
+def test_indices_of_every_whole_type_are_taken(few):
+    mask = few.labels == 2
+    for indices in (
+        [2, 5],
+        (2, 5),
+        np.array([2, 5], np.uint8),
+        range(2, 6, 3),
+        mask.nonzero().flatten(),
+        [-4, -1],
+    ):
+        assert torch.equal(few.batch(indices)[0], few.batch([2, 5])[0])
+    assert len(few.subset([])) == 0
+
+
+def test_every_class_has_a_name_of_its_own():
+    with pytest.raises(CfvaeError, match="few: two classes are called b"):
+        ImageDataset(PICTURES, [0, 1, 0, 1], ("a", "b", "b"), "few")
+
+
 @pytest.mark.parametrize("classes", ["ab", 2, None, [0, 1]])
 def test_classes_are_a_list_of_names(classes):
-    with pytest.raises(CfvaeError, match="few: classes has to be a list of names"):
+    with pytest.raises(CfvaeError, match="few: classes must be a list of names"):
         ImageDataset(PICTURES, [0, 1, 0, 1], classes, "few")
 
 
@@ -155,8 +193,8 @@ def test_hold_out_divides_without_loss_or_overlap():
     assert pixels == sorted(image.numpy().tobytes() for image in data.images)
     assert torch.equal(hold_out(data, 10, seed=3)[1].images, held.images)
     assert not torch.equal(hold_out(data, 10, seed=4)[1].images, held.images)
-    for n in (0, 40):
-        with pytest.raises(CfvaeError, match="cannot hold out"):
+    for n in (0, 40, 2.5):
+        with pytest.raises(CfvaeError, match="cannot hold out|n is 2.5"):
             hold_out(data, n)
 
 
@@ -190,7 +228,7 @@ def test_every_factor_is_drawn_equally_often():
         assert len(counts) == len(grid) and (counts - n * p).abs().max() < 5 * math.sqrt(n * p * (1 - p))
 
 
-@pytest.mark.parametrize("arguments", [{"n": 0}, {"size": 7}])
+@pytest.mark.parametrize("arguments", [{"n": 0}, {"n": 1.5}, {"n": "3"}, {"size": 7}, {"size": 8.5}])
 def test_shapes_refuse_what_cannot_be_drawn(arguments):
     with pytest.raises(CfvaeError, match="Shapes: "):
         Shapes(**{"n": 1, **arguments})

@@ -42,10 +42,24 @@ def test_measure_of_a_constant_channel_stays_finite():
     assert LatentScaler.measure(torch.ones(5, 2, 3, 3))(torch.ones(1, 2, 3, 3)).isfinite().all()
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, [1.0, 0.0], float("nan")])
+@pytest.mark.parametrize("scale", [0.0, -1.0, [1.0, 0.0], float("nan"), float("inf")])
 def test_scale_must_be_positive(scale):
     with pytest.raises(CfvaeError, match="scale"):
         LatentScaler(0.0, scale)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), [0.0, float("-inf")]])
+def test_shift_must_be_finite(wrong):
+    with pytest.raises(CfvaeError, match="shift is .*: every value must be finite"):
+        LatentScaler(wrong, 1.0)
+    with pytest.raises(CfvaeError, match="every value must be finite"):
+        LatentScaler.measure(torch.full((2, 1, 3, 3), float("nan")))
+
+
+@pytest.mark.parametrize("clip", [0, -1.0, float("nan")])
+def test_clip_must_be_positive(clip):
+    with pytest.raises(CfvaeError, match="clip is"):
+        LatentScaler(0.0, 1.0, clip)
 
 
 def test_scaler_travels_in_the_state_dict():
@@ -70,6 +84,18 @@ def test_dataset_gives_standardised_codes_with_their_labels():
     for i in (6, -7):
         with pytest.raises(IndexError, match=f"no code {i} among 6"):
             latents[i]
+
+
+def test_masks_labels_and_names_that_do_not_fit_the_codes():
+    codes, labels, scaler = np.zeros((2, 1, 2, 2), np.float16), torch.zeros(2).long(), LatentScaler(0.0, 1.0)
+    latents = LatentDataset(codes, labels, ["a"], scaler, "fingerprint")
+    for indices in ([True, False], torch.tensor([True, False]), [0.9, 1.9]):
+        with pytest.raises(CfvaeError, match=r"indices are .*mask.nonzero\(\)"):
+            latents.batch(indices)
+    with pytest.raises(CfvaeError, match="2 codes but 3 labels"):
+        LatentDataset(codes, torch.zeros(3).long(), ["a"], scaler, "fingerprint")
+    with pytest.raises(CfvaeError, match="codes: two classes are called a"):
+        LatentDataset(codes, labels, ["a", "a"], scaler, "fingerprint")
 
 
 # --- fingerprint
