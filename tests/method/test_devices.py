@@ -3,6 +3,8 @@
 PyTorch's fake tensors have a device and no memory; operations on tensors of two devices are refused as they
 would be. What takes a generator on a GPU cannot be tried so, nor what copies a model or asks for values."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,6 +25,8 @@ from cfvae.data import horizontal_flip
 from cfvae.guidance import Guidance
 from cfvae.hvae import HierarchicalVAE, HierarchicalVAEConfig
 from cfvae.objective import ObjectiveConfig, vae_loss
+from cfvae import training
+from cfvae.training import TrainingConfig, bf16_is_fast
 from cfvae.vae import VAE, VAEConfig, one_layer_loss
 
 GPU = torch.device("cuda", 0)
@@ -87,3 +91,32 @@ def test_an_autoregressive_model():
     loss, metrics = autoregressive_loss()(model, batch(2, 2, 2), None, 0)
     assert loss.device == metrics["bits_per_dim"].device == GPU
     assert sample_autoregressive(model, [0, 1], 2, 1.0).device == GPU
+
+
+def test_what_is_asked_of_the_hardware(monkeypatch):
+    "Emulated bf16 is slow; of a CPU it is AVX-512's instructions that count."
+    for fast in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True, fast=fast: (
+            fast or including_emulation))  # fmt: skip
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda fast=fast: fast)
+        assert bf16_is_fast(GPU) == bf16_is_fast(torch.device("cpu")) == fast
+
+
+@pytest.mark.parametrize("device", [torch.device("cpu"), GPU])
+def test_an_optimiser_updates_all_weights_at_once(device, monkeypatch):
+    "A recorded step needs its rate as a tensor on the GPU, and says so to the optimiser."
+    asked = {}
+    monkeypatch.setattr(
+        training, "_Adam", lambda weights, *given, **options: asked.update(options, given=given)
+    )
+    model = torch.nn.Linear(3, 3, device=device)
+    config = TrainingConfig(learning_rate=0.25, betas=(0.5, 0.75))
+    training._new_optimizer(model, config)
+    rate, betas = asked.pop("given")
+    on_gpu = device == GPU
+    assert asked == {"fused": True, "capturable": on_gpu} and betas == (0.5, 0.75)
+    assert rate.device == GPU if on_gpu else rate == 0.25
+
+    slower = dataclasses.replace(config, optimizer="adamax")
+    (group,) = training._new_optimizer(model, slower).param_groups
+    assert group["foreach"] and (group["lr"], group["betas"]) == (0.25, (0.5, 0.75))

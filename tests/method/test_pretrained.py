@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -277,3 +278,11 @@ def test_without_diffusers(monkeypatch):
     with pytest.raises(CfvaeError, match=r"cfvae\[pretrained\]"):
         import_diffusers()
     assert load_pretrained(describe_pretrained("pixels", 16)).config.size == 16  # pixels need no library
+
+
+def test_a_torchvision_that_does_not_import_is_left_out(monkeypatch):
+    import_utils = pytest.importorskip("diffusers.utils.import_utils")
+    monkeypatch.setattr(import_utils, "_torchvision_available", True)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    assert import_diffusers().__name__ == "diffusers"
+    assert import_utils._torchvision_available is False

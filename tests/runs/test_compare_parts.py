@@ -110,6 +110,13 @@ def test_who_models_pixels_sees_images():
     assert contestant("vae").data() is not contestant("vae").data(held=True)
 
 
+def test_the_first_stage_goes_where_samples_are_drawn():
+    model = contestant("vae")
+    model.autoencoder, model.scaler = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    assert model.to(torch.device("meta")) is model
+    assert model.autoencoder.weight.device.type == model.scaler.weight.device.type == "meta"
+
+
 # --- ways to draw
 
 EULER = [f"euler-{steps}" for steps in (1, 2, 4, 8, 16, 64, 250)]

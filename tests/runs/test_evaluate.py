@@ -24,7 +24,7 @@ from cfvae.runs import judges, judging
 from cfvae.runs.bench import new_pipeline
 from cfvae.runs.evaluate import ALONE, FLOOR, WHOLE, Question, evaluate
 from cfvae.runs.evaluation_page import render_evaluation, write_evaluation
-from cfvae.runs.image_sets import ImageSet, Style, choose_images, draw, open_images
+from cfvae.runs.image_sets import ImageSet, Style, choose_images, draw, open_images, reconstruct
 from cfvae.runs.judges import ANSWERS, Judge, find_judges
 from cfvae.runs.judging import Value, compare_sets, jackknife, share
 from cfvae.runs.layers import is_on_pixels, measure_layers
@@ -494,3 +494,25 @@ def test_strange_names_are_escaped(measured):
     shown.sets["samples, unguided"] = ImageSet(images, names)
     source = render_evaluation(evaluation, shown)
     assert "<script" not in source and "&lt;script&gt;" in source
+
+
+# --- what a model makes of images
+
+
+def test_images_are_remembered_in_batches_and_cut_to_the_range(saved, monkeypatch):
+    pipe = LatentVAEPipeline.from_pretrained(saved)
+    real = choose_images(Shapes(80, size=16), 70)
+    asked = []
+
+    def louder(images, labels, depth):
+        asked.append((len(images), labels.tolist(), depth))
+        return 3 * images
+
+    monkeypatch.setattr(pipe, "reconstruct", louder)
+    made = reconstruct(pipe, real, depth=2)
+    assert torch.equal(made.images, (3 * real.images).clamp(-1, 1)) and made.classes == real.classes
+    assert [(n, depth) for n, _, depth in asked] == [(64, 2), (6, 2)]
+    labels = [FACTORS["class"].index(name) for name in real.classes]
+    assert asked[0][1] + asked[1][1] == labels
+    with pytest.raises(CfvaeError, match="the images have no classes"):
+        reconstruct(pipe, ImageSet(real.images, None))
