@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 MEMORY = 16 << 30  # bytes of one process: a loop that no longer ends shall not take the machine with it
 BASELINE_SECONDS = 900  # for one file of tests, unbroken
 ARGUED = Path(__file__).with_name("argued.toml")  # changes that change nothing, each with the reason
+FOR_ALL = ("method/test_pinned", "method/test_devices")  # of the method
 LEFT_OUT = ("runs/recorded.py",)  # needs a GPU, and the workers are kept from it
 
 TESTS = {  # the tests of modules that have none of their own name, or more; a folder's, for all that is in it
@@ -225,7 +226,7 @@ def draw(count: int, seed: int) -> list[Mutant]:
 def tests_of(mutant: Mutant) -> list[str]:
     "The module's own tests, then all that import it and mention what was changed, then what holds for all."
     room, _, name = mutant.module.rpartition("/")
-    usual = [f"{room}/test_{name}"] if room else [f"method/test_{name}", "method/test_pinned"]
+    usual = [f"{room}/test_{name}"] if room else [f"method/test_{name}", *FOR_ALL]
     own = [f"tests/{test}.py" for test in TESTS.get(mutant.module, TESTS.get(room, usual))]
     dotted = re.escape("cfvae." + mutant.module.replace("/", "."))
     imported = re.compile(rf"{dotted}\b|from cfvae(\.{room})? import .*\b{name}\b")
