@@ -92,12 +92,23 @@ def _unpack_into(archive: Path, folder: Path) -> None:
         if member.kind == "folder":
             target.mkdir(parents=True, exist_ok=True)
             continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with member.open() as source, open(target, "wb") as out:
+        with member.open() as source, _create(target, shown) as out:
             while block := source.read(BLOCK):
                 written += len(block)
                 check(written <= limit, _looks_like_a_bomb(shown, limit))
                 out.write(block)
+
+
+def _create(target: Path, shown: str) -> typing.IO[bytes]:
+    "A new file. Raises `CfvaeError` where there is one, or where the disk takes no such name."
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return open(target, "xb")
+    except OSError as error:
+        if _is_the_disks(error):
+            raise
+        way_out = "unpack it yourself, and give folder:PATH"
+        raise CfvaeError(f"{shown} cannot be written ({error.strerror}): {way_out}") from None
 
 
 def _limit(archive: Path) -> int:

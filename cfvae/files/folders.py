@@ -21,6 +21,7 @@ VAL_NAMES = ("val", "valid", "validation", "test", "testing", "dev", "eval")
 FILLERS = (
     r"set|sets|data|dataset|images?|imgs?|pics?|pictures?|photos?|split|folder|seg"  # train_images, seg_test
 )
+RUN_FILES = {"recipe.json", "run.lock"}  # of a folder that training wrote: its pictures are no data
 MAX_DEPTH = 64  # folders inside each other
 DECODING_VERSION = 1  # raising it makes every cached array be decoded again
 
@@ -33,6 +34,7 @@ class Folder:
     images: list[str]  # its own images
     folders: list["Folder"]  # sub-folders with an image somewhere below
     empty: list[str]  # sub-folders without one
+    again: list[str]  # links to folders that were scanned before
 
     @property
     def base(self) -> str:
@@ -60,20 +62,28 @@ def scan_folder(
 ) -> Folder:
     """Collect the images of a tree, sorted by name, without opening them.
 
-    Hidden files are ignored; each real folder is entered once. Raises `CfvaeError` for one not to be read."""
+    Hidden files and runs of cfvae are ignored; each real folder is entered once. Raises `CfvaeError` for one
+    not to be read."""
     entered = set() if entered is None else entered
     path = os.path.join(root, name)
     entered.add(os.path.realpath(path))
     check(name.count("/") < MAX_DEPTH, f"{printable(path)}: folders are nested more than {MAX_DEPTH} deep")
 
-    folder = Folder(name, [], [], [])
-    for entry in _entries(path):
+    folder = Folder(name, [], [], [], [])
+    entries = _entries(path)
+    if RUN_FILES <= {entry.name for entry in entries}:
+        return folder
+    for entry in sorted(entries, key=os.path.islink):  # the folder itself before a link to it
         inner_name = f"{name}/{entry.name}" if name else entry.name
-        if os.path.isdir(entry.path):
-            if os.path.realpath(entry.path) not in entered:
-                _add(folder, scan_folder(root, inner_name, entered))
-        elif _is_image(entry):
-            folder.images.append(inner_name)
+        if not os.path.isdir(entry.path):
+            if _is_image(entry):
+                folder.images.append(inner_name)
+        elif os.path.realpath(entry.path) in entered:
+            folder.again.append(inner_name)
+        else:
+            _add(folder, scan_folder(root, inner_name, entered))
+    folder.images.sort()
+    folder.folders.sort(key=lambda inner: inner.name)
     return folder
 
 
@@ -240,6 +250,9 @@ def _left_out(top: Folder) -> tuple[str, ...]:
     if top.empty:
         empty = [name.rpartition("/")[2] for name in top.empty]
         notes.append(f"folders without images are ignored: {first_few(empty)}")
+    if top.again:
+        again = [name.rpartition("/")[2] for name in top.again]
+        notes.append(f"links to folders that are there already are left out: {first_few(again)}")
     if top.images:
         beside = first_few(top.images)
         notes.append(f"images beside the class folders have no label and are left out: {beside}")

@@ -2,6 +2,7 @@
 
 import re
 import typing
+import unicodedata
 
 from .names import first_few, printable
 
@@ -30,10 +31,11 @@ def _odd_counts(counts: dict[str, int]) -> typing.Iterator[str]:
 
 
 def _odd_names(names: typing.Iterable[str]) -> typing.Iterator[str]:
-    "Names that differ only by case or by spaces around them."
+    "Names that differ only by case, by spaces around them, or in how their letters are encoded."
     alike: dict[str, list[str]] = {}
     for name in names:
-        alike.setdefault(name.strip().casefold(), []).append(f"'{name}'")
+        plain = unicodedata.normalize("NFKC", name).strip().casefold()
+        alike.setdefault(plain, []).append(f"'{name}'")
     groups = [" and ".join(group) for group in alike.values() if len(group) > 1]
     if groups:
         yield f"classes whose names are nearly the same are kept apart: {first_few(groups)}"

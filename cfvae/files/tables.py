@@ -1,6 +1,7 @@
 """Labels from a table: a CSV file, or JSON lines as `metadata.jsonl` has them."""
 
 import csv
+import io
 import json
 import re
 import typing
@@ -40,23 +41,22 @@ def list_table(
 
     file_column = _find_column(rows[0], FILE_COLUMNS, name)
     label_column = _find_column(rows[0], LABEL_COLUMNS, name)
-    files = [str(row.get(file_column) or "") for row in rows]
+    files = [_file(row.get(file_column), f"{name}: row {number}") for number, row in enumerate(rows, 1)]
     outside = [file for file in files if not _is_inside(file)]
     check(not outside, f"{name} names files that are not below its folder: {first_few(outside)}")
     labels = [_label(row.get(label_column)) for row in rows]
-    return _listing(path.parent, files, labels)
+    return _listing(path.parent, _once(files, labels, name), len(rows))
 
 
 def _read_rows(path: Path) -> list[Row]:
-    text = path.read_text(encoding="utf-8-sig")  # some programs begin a file with a mark
-    lines = [line for line in text.splitlines() if line.strip()]
-    if lines and lines[0].lstrip().startswith("{"):
-        rows = [json.loads(line) for line in lines]
+    text = path.read_text(encoding="utf-8-sig").lstrip("\n")  # some programs begin a file with a mark
+    if text.lstrip().startswith(("{", "[")):
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError("a line is no JSON object")
         return rows
-    delimiter = max(",;\t", key=lines[0].count) if lines else ","
-    return list(csv.DictReader(lines, delimiter=delimiter))
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
 
 
 def _find_column(row: Row, names: tuple[str, ...], table: str) -> str:
@@ -66,6 +66,23 @@ def _find_column(row: Row, names: tuple[str, ...], table: str) -> str:
     has = first_few([str(column) for column in row], 8)
     check(len(found) > 0, f"{table} has no column {' or '.join(names)}: it has {has}")
     return found[0]
+
+
+def _file(value: object, row: str) -> str:
+    "A file's name as the system compares it: ./a.png is a.png."
+    named = isinstance(value, str) and value.strip() != ""
+    check(named, f"{row} names no file: every row needs one")
+    return str(PurePosixPath(str(value)))
+
+
+def _once(files: list[str], labels: list[str], table: str) -> dict[str, str]:
+    "File -> label. An image that is there twice could be learned from and held out."
+    labelled: dict[str, str] = {}
+    torn = [
+        file for file, label in zip(files, labels, strict=True) if labelled.setdefault(file, label) != label
+    ]
+    check(not torn, f"{table} gives a file two labels: {first_few(torn)}")
+    return labelled
 
 
 def _is_inside(file: str) -> bool:
@@ -78,11 +95,14 @@ def _label(value: object) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _listing(root: Path, files: list[str], labels: list[str]) -> Listing:
+def _listing(root: Path, labelled: dict[str, str], rows: int) -> Listing:
+    labels = list(labelled.values())
     counts = Counter(label for label in labels if label)
     numbers = all(re.fullmatch(r"\d{1,9}", label, re.ASCII) for label in counts)
     classes = sorted(counts, key=(lambda label: (int(label), label)) if numbers else None)
     index = {label: number for number, label in enumerate(classes)}
     shown = tuple(printable(label) for label in classes) or ("all",)
     notes = suspicions({label: counts[label] for label in classes}, {}) if classes else ()
-    return Listing(root, tuple(files), tuple(index.get(label, -1) for label in labels), shown, notes)
+    if rows > len(labels):
+        notes = (f"{rows - len(labels)} rows name a file again and are left out", *notes)
+    return Listing(root, tuple(labelled), tuple(index.get(label, -1) for label in labels), shown, notes)

@@ -9,6 +9,7 @@ import random
 import stat
 import tarfile
 import tracemalloc
+import warnings
 import zipfile
 
 import pytest
@@ -221,6 +222,22 @@ def test_the_stream_is_counted_where_members_claim_to_hold_nothing(tmp_path, mon
         file.write(info.tobuf(tarfile.GNU_FORMAT) + bytes(5_000_000) + bytes(10240))
     with pytest.raises(CfvaeError, match="bomb"):
         unpack(tmp_path / "x.tar.xz", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("names", [["a/0.png", "a/0.png"], ["a/0.png", 300 * "a" + ".png"], ["a", "a/0.png"]])
+@pytest.mark.parametrize("ending", ["zip", "tar"])
+def test_members_that_have_no_place_of_their_own(tmp_path, cache, names, ending):
+    archive = tmp_path / f"x.{ending}"
+    if ending == "zip":
+        with zipfile.ZipFile(archive, "w") as file, warnings.catch_warnings(action="ignore"):
+            for seed, name in enumerate(names):
+                file.writestr(name, png(seed))
+    else:
+        tar_of(archive, *[(name, png(seed)) for seed, name in enumerate(names)])
+    with pytest.raises(CfvaeError, match=f"member '{names[1]}' cannot be written") as caught:
+        unpack(archive, cache)
+    assert str(cache) not in str(caught.value)
+    assert not any(cache.rglob("*.png"))
 
 
 def test_an_encrypted_zip(tmp_path):

@@ -113,6 +113,7 @@ def test_classes_that_only_begin_like_splits_are_classes(tmp_path):
             "day, night all hold the same folders, a, b",
         ),
         (["Cat/1.png", "cat/1.png", "dog/1.png"], "nearly the same are kept apart: 'Cat' and 'cat'"),
+        (["caf\u00e9/1.png", "cafe\u0301/1.png", "dog/1.png"], "nearly the same are kept apart"),
         (["cat /1.png", "cat/1.png", "dog/1.png"], "nearly the same are kept apart: 'cat' and 'cat '"),
         ([*(f"a/{i}.png" for i in range(30)), "b/1.png", "c/1.png"], "with a single image.*: b, c"),
         (
@@ -202,6 +203,21 @@ def test_links_are_followed_but_never_in_circles(tmp_path):
     assert list_folder(root).names == ("a/1.png", "a/2.png", "a/self.png", "b/1.png")
 
 
+def test_of_a_folder_and_a_link_to_it_the_folder_stays(tmp_path):
+    root = grow(tmp_path / "src", ["dog/1.png", "emu/1.png", "emu/2.png"])
+    os.symlink("emu", root / "ant")
+    listing = list_folder(root)
+    assert listing.classes == ("dog", "emu") and len(listing.names) == 3
+    assert "links to folders that are there already are left out: ant" in listing.notes
+
+
+def test_runs_are_no_data(tmp_path):
+    root = grow(tmp_path / "src", ["dog/1.png", "emu/1.png", "run/vae/pictures/step-1.png", "run/grid.png"])
+    for name in ("recipe.json", "run.lock"):
+        (root / "run" / name).touch()
+    assert list_folder(root).classes == ("dog", "emu")
+
+
 def test_absurdly_deep_trees_are_refused(tmp_path):
     os.makedirs(tmp_path / "/".join(["d"] * 70))
     with pytest.raises(CfvaeError, match="more than 64 deep"):
@@ -210,7 +226,7 @@ def test_absurdly_deep_trees_are_refused(tmp_path):
 
 def test_class_root_of_hand_made_folders():
     def folder(name, *inner, n=0):
-        return Folder(name, [f"{name}/{i}.png" for i in range(n)], list(inner), [])
+        return Folder(name, [f"{name}/{i}.png" for i in range(n)], list(inner), [], [])
 
     tree = folder(
         "",

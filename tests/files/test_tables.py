@@ -1,5 +1,6 @@
 "Tests of cfvae.files.tables: labels from CSV and JSON lines."
 
+import csv
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from cfvae.core import CfvaeError
+from cfvae.files.names import printable
 from cfvae.files.open import open_dataset
 from cfvae.files.tables import list_table
 
@@ -68,6 +70,29 @@ def test_files_that_are_missing_are_left_out(pictures):
         assert len(open_dataset(f"table:{pictures / 'more.csv'}", 8, cache=pictures / "cache")) == 2
 
 
+def test_a_file_that_is_named_twice_is_one_image(pictures):
+    (pictures / "twice.csv").write_text("file,label\na.png,x\nc.png,y\n./a.png,x\nbelow//b.png,x\n")
+    listing = list_table(pictures / "twice.csv")
+    assert listing.names == ("a.png", "c.png", "below/b.png") and listing.labels == (0, 1, 0)
+    assert listing.notes == ("1 rows name a file again and are left out",)
+
+
+@pytest.mark.parametrize(
+    "label", ["one\u2028two", "one\u0085two", "one\x0ctwo", "one\ntwo", 'one"two', "one,two"]
+)
+def test_labels_keep_their_characters(pictures, label):
+    "Whatever a program writes into a field, a row ends where its form says so."
+    table = pictures / "odd.csv"
+    with table.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("file", "label"), ("a.png", label), ("c.png", "other")])
+    of_csv = list_table(table)
+    rows = [{"file": "a.png", "label": label}, {"file": "c.png", "label": "other"}]
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    table.write_text(lines, encoding="utf-8")
+    assert of_csv.names == list_table(table).names == ("a.png", "c.png")
+    assert of_csv.classes == list_table(table).classes == tuple(sorted([printable(label), "other"]))
+
+
 @pytest.mark.parametrize(
     "content, complaint",
     [
@@ -77,7 +102,10 @@ def test_files_that_are_missing_are_left_out(pictures):
         (b"file,kind\na.png,x\n", "has no column label or class or category: it has file, kind"),
         (b"file,label\n/etc/passwd,x\n", "not below its folder: /etc/passwd"),
         (b"file,label\n../x.png,x\n", r"not below its folder: \.\./x.png"),
-        (b"file,label\n,x\n", "not below its folder"),
+        (b"file,label\na.png,x\n,x\n", "row 2 names no file"),
+        (b'{"file": 0, "label": 1}\n', "row 1 names no file"),
+        (b'[{"file": "a.png", "label": 1}]\n', "a line is no JSON object"),
+        (b"file,label\na.png,x\n./a.png,y\n", "gives a file two labels: a.png"),
         (b"file,label\nK\xe4fer.png,x\n", "cannot be read .*UTF-8"),
         (b'{"file": "a.png", "label": 1}\n{"file":', "cannot be read"),
         (b'{"file": "a.png", "label": 1}\n[1]\n', "cannot be read .a line is no JSON object"),

@@ -65,7 +65,7 @@ def fail_writes(monkeypatch):
     "From now on, what the package writes meets a full disk."
 
     def open_full(path, mode="r"):
-        return Full() if "w" in mode else open(path, mode)
+        return Full() if mode[0] in "wx" else open(path, mode)
 
     for module in (archives, arrays):
         monkeypatch.setattr(module, "open", open_full, raising=False)
