@@ -30,6 +30,7 @@ from cfvae.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from cfvae.core import CfvaeError, seed_everything
 from cfvae.data import Shapes
 from cfvae.files.lock import FolderLock
+from cfvae.runs import callbacks
 from cfvae.runs.callbacks import (
     Checkpointer,
     JsonLog,
@@ -745,3 +746,45 @@ def test_processes_stop_together_and_one_writes(tmp_path):
     for process in processes:
         process.join(60)
     assert steps_in(tmp_path) == [5, 7]
+
+
+def test_a_bar_tells_of_steps_and_numbers(monkeypatch):
+    "From where the run goes on; numbers at the steps that are logged; only one of several processes has one."
+    told = []
+
+    class Bar:
+        def __init__(self, **options):
+            told.append(options)
+
+        def update(self):
+            told.append("step")
+
+        def set_postfix(self, shown, refresh):
+            told.append((list(shown), shown["loss"], refresh))
+
+        def close(self):
+            told.append("closed")
+
+    monkeypatch.setattr(callbacks, "tqdm", Bar)
+    model = new_model()
+    state = TrainingState(model, config(steps=9, log_every=2))
+    state.step = 3
+    bar = ProgressBar("a title")
+    bar.on_start(state)
+    options = told.pop()
+    assert (options["total"], options["initial"], options["desc"], options["disable"]) == (
+        9,
+        3,
+        "a title",
+        False,
+    )
+    assert options["unit"] == "step" and options["file"].stream is sys.stderr
+    for step in (4, 5):
+        state.step = step
+        bar.on_step(state, {"loss": torch.tensor(0.123456), "rate": 2.0, "other": 1.0})
+    bar.on_end(state)
+    numbers = (["loss", "rate", "skipped", "examples/s"], "0.1235", False)
+    assert told == ["step", numbers, "step", "closed"]
+    state.is_main = False
+    bar.on_start(state)
+    assert told.pop()["disable"] is True

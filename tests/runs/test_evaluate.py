@@ -5,6 +5,7 @@ import html.parser
 import json
 import math
 import re
+import shutil
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from cfvae.core import CfvaeError, make_generator
 from cfvae.data import FACTORS, ImageDataset, Shapes
 from cfvae.distances import frechet_distance, nearest_images
 from cfvae.evaluation import Classifier, ClassifierConfig, PhotoClassifier, PhotoClassifierConfig
+from cfvae.files.open import open_dataset
 from cfvae.guidance import Guidance
 from cfvae.hvae import HierarchicalVAE, HierarchicalVAEConfig
 from cfvae.latents import LatentScaler
@@ -23,9 +25,11 @@ from cfvae.runs import evaluate as evaluating
 from cfvae.runs import judges, judging
 from cfvae.runs.bench import new_pipeline
 from cfvae.runs.evaluate import ALONE, FLOOR, WHOLE, Question, evaluate
+from cfvae.runs.folder import load_recipe
 from cfvae.runs.evaluation_page import render_evaluation, write_evaluation
 from cfvae.runs.image_sets import ImageSet, Style, choose_images, draw, open_images, reconstruct
 from cfvae.runs.judges import ANSWERS, Judge, find_judges
+from cfvae.runs.train import prepare
 from cfvae.runs.judging import Value, compare_sets, jackknife, share
 from cfvae.runs.layers import is_on_pixels, measure_layers
 
@@ -142,10 +146,22 @@ def test_data_without_a_validation_split(runs, saved, tmp_path):
     shapes = Shapes(60, seed=2, size=16)
     for i, pixels in enumerate(shapes.images.permute(0, 2, 3, 1).numpy()):
         Image.fromarray(pixels).save(folder / str(i % 3) / f"{i}.png")
-    rest, held = open_images(runs / "strange", f"folder:{folder}", 16)
+    run = tmp_path / "run"
+    shutil.copytree(runs / "strange", run)
+    with pytest.raises(CfvaeError, match="run was trained on other images"):
+        open_images(run, f"folder:{folder}", 16)
+    _, learned, _ = prepare(load_recipe(run), open_dataset(f"folder:{folder}", 16))
+    (run / "data.json").write_text(json.dumps({"fingerprint": learned.fingerprint}))
+    rest, held = open_images(run, f"folder:{folder}", 16)
     assert len(rest) + len(held) == 60 and len(held) == 6
     with pytest.raises(CfvaeError, match="no validation split"):
         open_images(saved, f"folder:{folder}", 16)
+
+    for split, names in (("train", "012"), ("val", "013")):  # a split that is there, and cannot be used
+        for name in names:
+            shutil.copytree(folder / "0", tmp_path / "divided" / split / name)
+    with pytest.raises(CfvaeError, match="the validation split has classes that the training split lacks: 3"):
+        open_images(run, f"folder:{tmp_path / 'divided'}", 16)
 
 
 @pytest.mark.parametrize(
@@ -516,3 +532,36 @@ def test_images_are_remembered_in_batches_and_cut_to_the_range(saved, monkeypatc
     assert asked[0][1] + asked[1][1] == labels
     with pytest.raises(CfvaeError, match="the images have no classes"):
         reconstruct(pipe, ImageSet(real.images, None))
+
+
+def test_judges_look_at_what_a_file_would_hold(tmp_path):
+    "Beyond the range of images there is nothing to be recognised by; other sizes are brought to the judge's."
+    torch.manual_seed(0)
+    judge = judges._judge("mine", "", Classifier(ClassifierConfig(8, (8, 8), 3)).eval(), ("a", "b", "c"))
+    images = 3 * torch.randn(20, 3, 16, 16, generator=make_generator(0))
+    small = judges.resize(images.clamp(-1, 1), 8)
+    names = [judge.answers[answer] for answer in judge.classifier(small).argmax(1).tolist()]
+    assert judge.recognises(images, names).tolist() == [1.0] * 20
+    assert judge.recognises(-images, names).mean() < 1
+
+
+def test_shapes_are_known_by_name_and_classes():
+    assert judges.is_shapes(Shapes(1, size=8))
+    renamed = ImageDataset(Shapes(1, size=8).images, [0], FACTORS["class"], "mine")
+    assert not judges.is_shapes(renamed)
+    assert not judges.is_shapes(ImageDataset(renamed.images, [0], ("disc",), "shapes"))
+
+
+def test_inception_is_fetched_once_and_checked(monkeypatch, tmp_path):
+    monkeypatch.setattr(judges, "_import_inception", lambda: FakeLibrary)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    calls = []
+
+    def download(address, path, checksum, progress):
+        calls.append((checksum, progress))
+        torch.save({"scale": torch.tensor(1.0)}, path)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    for _ in range(2):
+        assert find_judges("inception", photographs(), CPU)[0].name == "inception"
+    assert calls == [("6726825d", False)]

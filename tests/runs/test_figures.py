@@ -5,6 +5,7 @@ import types
 import pytest
 import torch
 
+from cfvae.guidance import Guidance
 from cfvae.runs import evaluation_page, report, scaling
 from cfvae.runs.evaluate import FLOOR
 from cfvae.runs.judging import SWEEP, Row, Value
@@ -167,3 +168,74 @@ def test_costs_are_drawn_on_one_scale():
         assert [text.get_text() for text in panel.get_xticklabels()] == ["2", "4"]
     names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert names == ["a training step", "a batch of samples"]
+
+
+# --- rows of pictures
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    "Images of every grid as they were given, in place of the grids: (images, columns)."
+    grids = []
+    for page in (report, evaluation_page):
+        monkeypatch.setattr(page, "image_grid", lambda images, columns: grids.append((images, columns)))
+        monkeypatch.setattr(page, "data_uri", lambda picture: "a picture")
+    return grids
+
+
+def flat(*greys):
+    "One picture of each grey."
+    return torch.tensor(greys).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
+
+
+def test_rows_of_the_report(seen, monkeypatch):
+    class Held(list):
+        def batch(self, rows):
+            return flat(*(self[row] for row in rows)), "labels"
+
+    run = types.SimpleNamespace(
+        held=Held([0.0, 0.1, 0.2]),
+        pipe=types.SimpleNamespace(
+            classes=("cat", "dog"),
+            reconstruct=lambda images, labels=None, depth=None: images + (1 if depth == 0 else 2),
+        ),
+        recipe=types.SimpleNamespace(conditional=True),
+    )
+    assert report._reconstructions(run).names == ["held-out image", "autoencoder alone", "whole model"]
+    images, columns = seen[-1]
+    assert columns == 3 and torch.allclose(images, flat(0, 0.1, 0.2, 1, 1.1, 1.2, 2, 2.1, 2.2))
+
+    monkeypatch.setattr(report, "strengths", lambda recipe: [Guidance(), Guidance(1.0, 1.0)])
+    monkeypatch.setattr(report, "draw_classes", lambda run, guidance: flat(*range(16)))
+    plain, guided = report._samples(run)
+    assert plain.names == ("cat", "dog") and seen[-1][1] == 8
+    assert (plain.caption, guided.caption) == ("Without guidance", "Guidance 1 / 1")
+    run.pipe.classes = ()
+    assert report._samples(run)[0].names == ["sample"] * 4
+
+    monkeypatch.setattr(report, "draw_depths", lambda run: {1: flat(1, 2), 5: flat(3, 4)})
+    assert report._depths(run).names == ["first 1 of 5", "first 5 of 5"]
+    assert torch.equal(seen[-1][0], flat(1, 2, 3, 4)) and seen[-1][1] == 2
+
+
+def test_rows_of_the_evaluation(seen):
+    names = ["cat"] * 40
+    sets = {name: types.SimpleNamespace(images=flat(*(100 * i + torch.arange(40.0)).tolist()), classes=names)
+            for i, name in enumerate(("held-out images", evaluation_page.ALONE, evaluation_page.WHOLE,
+                                      "samples, unguided"))}  # fmt: skip
+    sets["samples, guided"] = types.SimpleNamespace(images=flat(*range(40)), classes=None)
+    distances = {"held-out images": torch.zeros(40), "samples, guided": torch.arange(40, 0, -1.0)}
+    neighbours = {"samples, guided": flat(*range(1000, 1040))}
+    shown = types.SimpleNamespace(sets=sets, distances=distances, neighbours=neighbours)
+
+    unguided, guided = evaluation_page._samples(shown)
+    assert unguided.caption == "Samples, unguided: " + ", ".join(["cat"] * 10)
+    assert guided.caption == "Samples, guided"
+    assert torch.equal(seen[0][0], sets["samples, unguided"].images[:30]) and seen[0][1] == 10
+
+    assert "of samples, guided, the 10 nearest" in evaluation_page._nearest(shown).caption
+    nearest = list(range(39, 29, -1))
+    assert torch.equal(seen[-1][0], flat(*nearest, *(1000 + i for i in nearest))) and seen[-1][1] == 10
+
+    assert evaluation_page._reconstructions(shown).caption.startswith("From top to bottom: held-out images, ")
+    assert torch.equal(seen[-1][0], flat(*range(10), *range(100, 110), *range(200, 210)))

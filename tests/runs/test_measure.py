@@ -195,3 +195,18 @@ def test_what_a_log_says_of_a_stage(strange):
     nothing = measure._stage(dataclasses.replace(strange, logs={"vae": []}), "vae")
     assert (nothing.steps, nothing.skipped, nothing.last) == (0, 0, {})
     assert math.isnan(nothing.examples_per_second) and math.isnan(nothing.fell_in_last_tenth)
+
+
+def test_spread_is_that_of_one_class(strange, monkeypatch):
+    "Eight samples of a class: pixels of the first row differ by 2 in the mean, of the second not at all."
+    first = torch.tensor([-1.0, 1.0] * 4)
+    images = torch.cat([first, torch.full((8,), 5.0)]).view(16, 1, 1, 1).expand(-1, 3, 2, 2)
+    monkeypatch.setattr(measure, "draw_classes", lambda run, guidance: images)
+    for spread in measure._spreads(strange).values():
+        assert spread == pytest.approx(first.std().item() / 2)
+
+
+def test_distances_of_depths_are_to_the_whole_sample(strange, monkeypatch):
+    rows = {1: torch.zeros(2, 3, 2, 2), 4: torch.full((2, 3, 2, 2), 3.0), 8: torch.full((2, 3, 2, 2), 4.0)}
+    monkeypatch.setattr(measure, "draw_depths", lambda run: rows)
+    assert measure._depth_distances(strange) == {"1": 4.0, "4": 1.0, "8": 0.0}
