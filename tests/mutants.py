@@ -300,6 +300,12 @@ def is_argued(mutant: Mutant) -> bool:
     return any(change == (one["module"], one["owner"], one["before"], one["after"]) for one in argued)
 
 
+def read_baselines(out: Path) -> dict[str, Baseline]:
+    "Of an earlier run, as `write` wrote them."
+    unbroken = json.loads(out.read_text(encoding="utf-8"))["unbroken"]
+    return {test: Baseline(**fields) for test, fields in unbroken.items()}
+
+
 def judge(folder: Path, mutant: Mutant, baselines: dict[str, Baseline]) -> None:
     "Break the copy, run the tests, mend the copy."
     tests = [test for test in mutant.tests if baselines[test].usable]
@@ -368,6 +374,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("mutants.json"))
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--unbroken", type=Path, help="an earlier run's output, with how tests run unbroken")
     options = parser.parse_args()
     deadline = time.monotonic() + 60 * options.minutes
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, resource.getrlimit(resource.RLIMIT_DATA)[1]))
@@ -375,8 +382,8 @@ def main() -> None:
     mutants = draw(options.count, options.seed)
     for mutant in mutants:
         mutant.tests = tests_of(mutant)
-    tests = sorted({test for mutant in mutants for test in mutant.tests})
-    baselines: dict[str, Baseline] = {}
+    baselines = read_baselines(options.unbroken) if options.unbroken else {}
+    tests = sorted({test for mutant in mutants for test in mutant.tests} - baselines.keys())
 
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(options.jobs) as pool:
         folders: queue.Queue[Path] = queue.Queue()
@@ -403,7 +410,7 @@ def main() -> None:
 
         list(pool.map(measure_one, tests))
         seconds = sum(baseline.seconds for baseline in baselines.values())
-        print(f"{len(tests)} files of tests take {seconds:.0f} s unbroken", flush=True)
+        print(f"{len(baselines)} files of tests take {seconds:.0f} s unbroken", flush=True)
         list(pool.map(judge_one, mutants))
 
     write(options.out, options.seed, mutants, baselines)
