@@ -107,8 +107,8 @@ def add_mathjax(modules: Path, site: Path) -> None:
 
 
 def add_play_page(site: Path) -> None:
-    "The page on which the shipped model runs in the browser."
-    import play  # exports the model, so that it needs more packages than the rest
+    "The page on which the shipped models run in the browser."
+    import play  # exports the models, so that it needs more packages than the rest
 
     play.build(site)
 
@@ -136,7 +136,7 @@ def main() -> None:
     work = ROOT / "build/docs/work"
     site_help = "where the pages go (default: site)"
     work_help = "for what is only needed on the way (default: build/docs/work)"
-    play_help = "leave the play page empty, which saves exporting the model"
+    play_help = "leave the play page empty, which saves exporting the models"
     parser.add_argument("--site", type=Path, default=ROOT / "site", help=site_help)
     parser.add_argument("--work", type=Path, default=work, help=work_help)
     parser.add_argument("--no-play", action="store_true", help=play_help)

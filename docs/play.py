@@ -1,6 +1,6 @@
 """Write the play page: python docs/play.py SITE.
 
-It exports the shipped model, and takes the program that runs it in a browser from npm."""
+It exports the shipped models, and takes the program that runs them in a browser from npm."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from cfvae.core import check
-from cfvae.onnx_export import export_onnx
+from cfvae.onnx_export import export_onnx, round_weights
 from cfvae.pipeline import LatentVAEPipeline
 
 SOURCES = Path(__file__).parent / "play"
@@ -43,17 +43,22 @@ def runtime(folder: Path) -> None:
                     shutil.copyfileobj(source, target)
 
 
-def build(site: Path, model: str = "shapes") -> None:
+def build(site: Path) -> None:
     """Write play.html, and the folder play with all that it loads, into a site.
 
     Raises `CfvaeError` where npm or a package is missing."""
     folder = site / "play"
     folder.mkdir(parents=True, exist_ok=True)
     runtime(folder)
-    export_onnx(LatentVAEPipeline.from_pretrained(model), folder)
+    shapes, photos = (LatentVAEPipeline.from_pretrained(name) for name in ("shapes", "cifar10"))
+    export_onnx(shapes, folder / "shapes")
+    graph = export_onnx(round_weights(photos), folder / "cifar10")  # in halves it would be twice as large
     for name in ("play.js", "play.css", "worker.js"):
         shutil.copy(SOURCES / name, folder)
-    shutil.copy(SOURCES / "play.html", site)
+    page = (SOURCES / "play.html").read_text(encoding="utf-8")
+    size = graph.stat().st_size
+    page = page.replace("BYTES", str(size)).replace("SIZE", f"{size / 1e6:.0f} MB")
+    (site / "play.html").write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,11 @@
 
 const COUNT = 8; // pictures of the first view
 const MEAN_WEIGHTS = [0, 1, 2, 4, 8], VAR_WEIGHTS = [0, 0.5, 1, 2, 4]; // columns and rows of the tables
+// What is different from model to model. A pass holds the browser's attention: as many pictures in one as take half a second or so.
+const DRAWING = {
+  shapes: { label: "star", mean_weight: 3, var_weight: 0, together: 10 },
+  cifar10: { label: "horse", mean_weight: 2, var_weight: 2, together: 2 },
+};
 const REMEMBERED = 9; // passes whose time is kept for the median
 
 const element = id => document.getElementById(id);
@@ -31,58 +36,63 @@ function normal(seed, count) {
   return out;
 }
 
-// ---- the worker, as a function from inputs to images
+// ---- the worker, as two functions: from a model's name to what it is, and from inputs to images
 
-let worker, about;
-const waiting = new Map();
+let worker;
+const opening = {}, waiting = new Map();
 let asked = 0;
 
-function run(inputs) {
+function startWorker() {
+  worker = new Worker("play/worker.js", { type: "module" });
+  worker.onerror = event => Object.values(opening).forEach(({ reject }) => reject(new Error(event.message || "play/worker.js could not be loaded")));
+  worker.onmessage = ({ data }) => {
+    if (data.model) {
+      const { resolve, reject, progress } = opening[data.model];
+      return data.failed ? reject(new Error(data.failed)) : data.about ? resolve(data.about) : progress(data.loaded);
+    }
+    const { resolve, reject } = waiting.get(data.id);
+    waiting.delete(data.id);
+    data.error ? reject(new Error(data.error)) : resolve(data);
+  };
+}
+
+// progress: called with the number of bytes that have come so far
+function open(model, progress) {
+  let loaded = 0;
   return new Promise((resolve, reject) => {
-    waiting.set(++asked, { resolve, reject });
-    worker.postMessage({ id: asked, inputs, about });
+    opening[model] = { resolve, reject, progress: bytes => progress(loaded += bytes) };
+    worker.postMessage({ open: model });
   });
 }
 
-function startWorker() {
+function run(inputs, { model, about }) {
   return new Promise((resolve, reject) => {
-    let loaded = 0;
-    worker = new Worker("play/worker.js", { type: "module" });
-    worker.onerror = event => reject(new Error(event.message || "play/worker.js could not be loaded"));
-    worker.onmessage = ({ data }) => {
-      if (data.failed) return reject(new Error(data.failed));
-      if (data.about) return resolve(data.about);
-      if (data.loaded) return void (element("time").firstChild.data = `Loading the model and what runs it: ${((loaded += data.loaded) / 1e6).toFixed(1)} MB so far.`);
-      const { resolve: done, reject: broken } = waiting.get(data.id);
-      waiting.delete(data.id);
-      data.error ? broken(new Error(data.error)) : done(data);
-    };
+    waiting.set(++asked, { resolve, reject });
+    worker.postMessage({ id: asked, inputs, model, about });
   });
 }
 
 // ---- from the controls to the graph's inputs
 
+const models = {}; // those that have been loaded: what their model.json says
 let given = null; // noise from elsewhere, for tests
 
 function settings() {
-  const value = id => Number(element(id).value);
-  return { view: chosen("view"), label: Number(chosen("class")), mean_weight: value("mean_weight"), var_weight: value("var_weight"), temperature: value("temperature"), depth: value("depth"), seed: value("seed") };
-}
-
-function noise(seed) {
-  return given || normal(seed, COUNT * about.inputs.noise[1]);
+  const value = id => Number(element(id).value), model = chosen("model");
+  return { model, about: models[model], view: chosen("view"), label: Number(chosen("class")), mean_weight: value("mean_weight"), var_weight: value("var_weight"), temperature: value("temperature"), depth: value("depth"), seed: value("seed") };
 }
 
 // How many numbers the first layers of a picture take; they stand at its beginning.
-function noiseOf(layers) {
+function noiseOf(layers, about) {
   return about.noise_shapes.slice(0, layers).reduce((sum, [c, h, w]) => sum + c * h * w, 0);
 }
 
-function inputs(wish, labels, mean, variance) {
-  const total = about.inputs.noise[1], all = noise(wish.seed), values = new Float32Array(labels.length * total);
-  const kept = noiseOf(wish.depth); // the layers after it get zeros: they take their prior's mean
+// first: which of the eight pictures comes first; tables have one noise throughout
+function inputs({ about, ...wish }, labels, mean, variance, first) {
+  const total = about.inputs.noise[1], all = given || normal(wish.seed, COUNT * total), values = new Float32Array(labels.length * total);
+  const kept = noiseOf(wish.depth, about); // the layers after it get zeros: they take their prior's mean
   labels.forEach((_, i) => {
-    const start = wish.view === "eight" ? i * total : 0; // tables have one noise throughout
+    const start = wish.view === "eight" ? (first + i) * total : 0;
     values.set(all.subarray(start, start + kept), i * total);
   });
   return {
@@ -92,40 +102,39 @@ function inputs(wish, labels, mean, variance) {
   };
 }
 
-const nameOf = label => about.classes[label] || "no class";
+const nameOf = (label, about) => about.classes[label] || "no class";
 
 // ---- pictures
 
 function paint(canvas, values, description) {
-  const size = about.size, pixels = new ImageData(size, size);
+  const size = canvas.width, pixels = new ImageData(size, size);
   for (let i = 0; i < size * size; i++) {
     for (let channel = 0; channel < 3; channel++) pixels.data[4 * i + channel] = Math.round((values[channel * size * size + i] + 1) * 127.5);
     pixels.data[4 * i + 3] = 255;
   }
-  canvas.width = canvas.height = size;
   canvas.getContext("2d").putImageData(pixels, 0, 0);
   canvas.setAttribute("aria-label", description);
 }
 
-function canvas() {
+function canvas(size) {
   const made = document.createElement("canvas");
   made.setAttribute("role", "img");
   made.setAttribute("aria-label", "not drawn yet");
-  made.width = made.height = about.size;
+  made.width = made.height = size;
   return made;
 }
 
 const times = []; // milliseconds per picture
 
 // The canvases of a view, row by row; they are made anew only where another view is wanted, so that nothing flickers.
-let shown = { view: null, canvases: [] };
+let shown = { model: null, view: null, canvases: [] };
 
-function canvasesFor(view, rows) {
-  if (shown.view === view) return shown.canvases;
+function canvasesFor({ model, view, about }, rows) {
+  if (shown.model === model && shown.view === view) return shown.canvases;
   const box = element("canvases");
   let canvases;
   if (view === "eight") {
-    canvases = [Array.from({ length: COUNT }, canvas)];
+    canvases = [Array.from({ length: COUNT }, () => canvas(about.size))];
     const grid = document.createElement("div");
     grid.className = "eight";
     grid.append(...canvases[0]);
@@ -140,37 +149,40 @@ function canvasesFor(view, rows) {
     canvases = rows.map(name => {
       const row = body.insertRow();
       heading(row, name, "row");
-      return MEAN_WEIGHTS.map(() => row.insertCell().appendChild(canvas()));
+      return MEAN_WEIGHTS.map(() => row.insertCell().appendChild(canvas(about.size)));
     });
     box.replaceChildren(table);
   }
-  shown = { view, canvases };
-  times.length = 0; // passes of another view have another number of pictures
+  shown = { model, view, canvases };
+  times.length = 0; // passes of another view have another number of pictures, and those of another model another work
   return canvases;
 }
 
-async function pass(wish, labels, mean, variance) {
-  const asked = inputs(wish, labels, mean, variance), { images, milliseconds } = await run(asked);
-  times.push(milliseconds / labels.length);
-  times.splice(0, times.length - REMEMBERED);
-  last.push({ ...asked, images });
-  const length = images.length / labels.length;
-  return labels.map((_, i) => images.subarray(i * length, (i + 1) * length));
+// Draws pictures with the same weights, some at a time, and shows each as show(values, i). Stops where settings have changed: the rest is of no use.
+async function draw(wish, labels, mean, variance, show) {
+  const { together } = DRAWING[wish.model];
+  for (let first = 0; first < labels.length && !wanted; first += together) {
+    const some = labels.slice(first, first + together);
+    const asked = inputs(wish, some, mean, variance, first), { images, milliseconds } = await run(asked, wish);
+    times.push(milliseconds / some.length);
+    times.splice(0, times.length - REMEMBERED);
+    last.push({ ...asked, images });
+    const length = images.length / some.length;
+    some.forEach((_, i) => show(images.subarray(i * length, (i + 1) * length), first + i));
+  }
 }
 
 async function drawEight(wish) {
-  const [row] = canvasesFor("eight"), made = await pass(wish, Array(COUNT).fill(wish.label), wish.mean_weight, wish.var_weight);
-  row.forEach((canvas, i) => paint(canvas, made[i], `${nameOf(wish.label)}, picture ${i + 1} of ${COUNT}, mean weight ${plain(wish.mean_weight)}, variance weight ${plain(wish.var_weight)}`));
+  const [row] = canvasesFor(wish), { label, about, mean_weight: mean, var_weight: variance } = wish;
+  await draw(wish, Array(COUNT).fill(label), mean, variance, (values, i) => paint(row[i], values, `${nameOf(label, about)}, picture ${i + 1} of ${COUNT}, mean weight ${plain(mean)}, variance weight ${plain(variance)}`));
 }
 
 async function drawTable(wish) {
-  const classes = wish.view === "classes", labels = classes ? about.classes.map((_, i) => i) : [wish.label];
-  const canvases = canvasesFor(wish.view, classes ? about.classes : VAR_WEIGHTS.map(plain));
+  const { about } = wish, classes = wish.view === "classes", labels = classes ? about.classes.map((_, i) => i) : [wish.label];
+  const canvases = canvasesFor(wish, classes ? about.classes : VAR_WEIGHTS.map(plain));
   for (const [column, mean] of MEAN_WEIGHTS.entries()) {
-    for (const [first, variance] of (classes ? [wish.var_weight] : VAR_WEIGHTS).entries()) {
-      if (wanted) return; // settings have changed: the rest of this table is of no use
-      const made = await pass(wish, labels, mean, variance);
-      made.forEach((values, i) => paint(canvases[first + i][column], values, `${nameOf(labels[i])}, mean weight ${plain(mean)}, variance weight ${plain(variance)}`));
+    for (const [row, variance] of (classes ? [wish.var_weight] : VAR_WEIGHTS).entries()) {
+      await draw(wish, labels, mean, variance, (values, i) => paint(canvases[row + i][column], values, `${nameOf(labels[i], about)}, mean weight ${plain(mean)}, variance weight ${plain(variance)}`));
     }
   }
 }
@@ -207,7 +219,7 @@ function announce() {
 
 // Write the values beside the sliders, and take out of play what the view decides for itself.
 function describe() {
-  const wish = settings(), text = id => document.querySelector(`output[for="${id}"]`);
+  const wish = settings(), { about } = wish, text = id => document.querySelector(`output[for="${id}"]`);
   for (const id of ["mean_weight", "var_weight", "temperature"]) text(id).value = plain(wish[id]);
   const resolution = about.noise_shapes[wish.depth - 1]?.[1];
   text("depth").value = wish.depth ? `${wish.depth} of ${about.noise_shapes.length} (${resolution} × ${resolution})` : "0 (no noise)";
@@ -225,21 +237,64 @@ function fail(text) {
   element("all").disabled = true;
 }
 
-// ---- beginning
+// ---- one model after the other
 
-function prepare() {
+// Make the controls those of the chosen model: its classes and layers, and weights that suit it.
+function offer() {
+  const model = chosen("model"), about = models[model], start = DRAWING[model];
   const buttons = [...about.classes, "no class"].map((name, label) => {
     const box = document.createElement("label"), input = document.createElement("input"), text = document.createElement("span");
-    Object.assign(input, { type: "radio", name: "class", value: label, checked: name === "star" || (label === 0 && !about.classes.includes("star")) });
+    Object.assign(input, { type: "radio", name: "class", value: label, checked: name === start.label });
     text.textContent = name;
     box.append(input, text);
     return box;
   });
-  element("classes").append(...buttons);
+  element("classes").replaceChildren(element("classes").firstChild, ...buttons);
   element("depth").max = about.noise_shapes.length; // before the value, which it bounds
   element("depth").value = about.noise_shapes.length;
+  for (const id of ["mean_weight", "var_weight"]) element(id).value = start[id];
+}
+
+let loading = false;
+
+async function loadPhotographs() {
+  if (loading) return;
+  loading = true;
+  const button = element("load"), total = Number(button.dataset.bytes), mega = bytes => (bytes / 1e6).toFixed(1);
+  const progress = bytes => {
+    element("progress").value = bytes;
+    element("loaded").textContent = bytes < total ? `${mega(bytes)} of ${mega(total)} MB` : "preparing";
+  };
+  progress(0);
+  element("problem").textContent = "";
+  element("loading").hidden = false;
+  button.setAttribute("aria-disabled", "true"); // not disabled, which would lose the place of a reader with a keyboard
+  try {
+    models.cifar10 = await open("cifar10", progress);
+    element("photographs").hidden = false;
+    const choice = element("photographs").querySelector("input"), here = document.activeElement === button;
+    choice.checked = true;
+    button.hidden = true;
+    if (here) choice.focus();
+    offer();
+    redraw();
+  } catch (error) {
+    element("problem").textContent = `The photographs could not be loaded (${error.message}). See whether you are online, and press the button again. Shapes go on without them. Photographs without a browser: cfvae sample cifar10 --mean-weight 2 --var-weight 2 --out samples.png`;
+  } finally {
+    element("loading").hidden = true;
+    button.removeAttribute("aria-disabled");
+    loading = false;
+  }
+}
+
+// ---- beginning
+
+function prepare() {
+  offer();
+  element("models").addEventListener("input", offer); // before the drawing, which the form listens for
   element("controls").addEventListener("input", redraw);
   element("controls").addEventListener("submit", event => event.preventDefault());
+  element("load").addEventListener("click", loadPhotographs);
   element("another").addEventListener("click", () => {
     element("seed").value = (Number(element("seed").value) + 1) % 1000000;
     redraw();
@@ -257,7 +312,8 @@ async function begin() {
   if (typeof WebAssembly !== "object") return fail(`This page needs WebAssembly, and this browser has none, or it is switched off. ${instead}`);
   if (location.protocol === "file:") return fail("This page was opened as a file, and browsers let no such page load a model. In its folder run python -m http.server --bind 127.0.0.1, and open http://127.0.0.1:8000/play.html.");
   try {
-    about = await startWorker();
+    startWorker();
+    models.shapes = await open("shapes", bytes => { element("time").firstChild.data = `Loading the model and what runs it: ${(bytes / 1e6).toFixed(1)} MB so far.`; });
   } catch (error) {
     return fail(`The model could not be loaded (${error.message}). Load the page again. ${instead}`);
   }

@@ -1,9 +1,9 @@
-// Holds the session, so that the page stays responsive while the network computes. One thread: no special headers are needed.
+// Holds the sessions, one per model, so that the page stays responsive while the network computes. One thread: no special headers are needed.
 import * as ort from "./ort.wasm.bundle.min.mjs";
 
-let session;
+const sessions = {};
 
-async function load(name) {
+async function load(name, model) {
   const answer = await fetch(new URL(name, import.meta.url));
   if (!answer.ok) throw new Error(`${name}: the server answers ${answer.status}`);
   const parts = [];
@@ -11,18 +11,22 @@ async function load(name) {
     const { done, value } = await reader.read();
     if (done) break;
     parts.push(value);
-    postMessage({ loaded: value.length });
+    postMessage({ model, loaded: value.length });
   }
   return new Uint8Array(await new Blob(parts).arrayBuffer());
 }
 
-async function start() {
-  const [program, graph, about] = await Promise.all([load("ort-wasm-simd-threaded.wasm"), load("model.onnx"), load("model.json")]);
-  Object.assign(ort.env.wasm, { wasmBinary: program.buffer, numThreads: 1, proxy: false });
-  session = await ort.InferenceSession.create(graph, { executionProviders: ["wasm"] });
-  const known = JSON.parse(new TextDecoder().decode(about));
-  await session.run(feeds(zeros(known), known)); // the first run also lays out the memory: part of the loading
-  postMessage({ about: known });
+const program = load("ort-wasm-simd-threaded.wasm", "shapes").then(({ buffer }) => {
+  Object.assign(ort.env.wasm, { wasmBinary: buffer, numThreads: 1, proxy: false });
+});
+program.catch(() => {}); // whoever waits for it says so
+
+async function open(model) {
+  await program;
+  const about = JSON.parse(new TextDecoder().decode(await load(`${model}/model.json`, model)));
+  sessions[model] = await ort.InferenceSession.create(await load(`${model}/model.onnx`, model), { executionProviders: ["wasm"] });
+  await sessions[model].run(feeds(zeros(about), about)); // the first run also lays out the memory: part of the loading
+  postMessage({ model, about });
 }
 
 const zeros = about => Object.fromEntries(Object.entries(about.inputs).map(([name, shape]) => [name, Array(shape.at(-1) === "batch" ? 1 : shape.at(-1)).fill(0)]));
@@ -36,14 +40,16 @@ function tensor(name, values, about) {
 
 const feeds = (inputs, about) => Object.fromEntries(Object.keys(about.inputs).map(name => [name, tensor(name, inputs[name], about)]));
 
-onmessage = async ({ data: { id, inputs, about } }) => {
+const reason = error => String(error.message || error);
+
+async function draw({ id, model, inputs, about }) {
   try {
     const tensors = feeds(inputs, about), began = performance.now();
-    const { images } = await session.run(tensors);
+    const { images } = await sessions[model].run(tensors);
     postMessage({ id, images: images.data, milliseconds: performance.now() - began });
   } catch (error) {
-    postMessage({ id, error: String(error.message || error) });
+    postMessage({ id, error: reason(error) });
   }
-};
+}
 
-start().catch(error => postMessage({ failed: String(error.message || error) }));
+onmessage = ({ data }) => data.open ? open(data.open).catch(error => postMessage({ model: data.open, failed: reason(error) })) : draw(data);

@@ -18,6 +18,7 @@ import torch
 from chromium import needs_browser
 
 from cfvae.core import make_generator
+from cfvae.evaluation import class_accuracy, shipped_classifier
 from cfvae.guidance import Guidance
 from cfvae.pipeline import LatentVAEPipeline
 
@@ -308,13 +309,81 @@ def test_size(site):
             "play.js",
             "play.css",
             "worker.js",
-            "model.onnx",
-            "model.json",
+            "shapes/model.onnx",
+            "shapes/model.json",
+            "cifar10/model.onnx",
+            "cifar10/model.json",
             "ort.wasm.bundle.min.mjs",
             "ort-wasm-simd-threaded.wasm",
         )
     }
-    assert sum(sizes.values()) < 12e6, sizes
+    on_demand = sum(size for name, size in sizes.items() if "cifar10" in name)
+    assert on_demand < 20e6 and sum(sizes.values()) - on_demand < 12e6, sizes
+
+
+@pytest.fixture
+def own_page(browser, address):
+    "A page of its own, loaded, with a list of what it asks for."
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.requests = []
+    page.on("request", lambda request: page.requests.append(request.url))
+    page.goto(f"{address}/play.html")
+    page.evaluate("() => cfvae.ready")
+    yield page
+    page.close()
+
+
+def test_photographs_on_demand(own_page, site):
+    page = own_page
+    assert not any("cifar10" in url for url in page.requests)
+    size = (site / "play/cifar10/model.onnx").stat().st_size
+    button = page.get_by_role("button", name=f"Load photographs ({size / 1e6:.0f} MB)")
+    button.focus()
+    page.keyboard.press("Enter")
+    page.locator("#photographs").wait_for(timeout=60_000)
+    assert page.evaluate("() => document.activeElement.value") == "cifar10"
+    assert not button.is_visible() and not page.locator("#loading").is_visible()
+    page.wait_for_function(IDLE, timeout=60_000)
+
+    photos, judge = LatentVAEPipeline.from_pretrained("cifar10"), shipped_classifier("cifar10-classifier")
+    names = page.locator("#classes span").all_text_contents()
+    assert names == [*photos.classes, "no class"]
+    seen = []
+    for name in ("horse", "ship", "frog"):  # the first is there already
+        page.get_by_label(name, exact=True).check()
+        page.wait_for_function(IDLE, timeout=60_000)
+        runs = drawn(page)
+        assert all(
+            run[weight].tolist() == [2] * 3 for run in runs for weight in ("mean_weight", "var_weight")
+        )
+        images = torch.cat([run["images"] for run in runs]).view(8, 3, 32, 32)
+        difference = (images - torch.cat([in_pytorch(photos, run) for run in runs])).abs() * 127.5
+        assert 0.1 < difference.mean() < 1 and (difference <= 2).float().mean() > 0.9  # what eight bits cost
+        assert class_accuracy(judge, images, [photos.classes.index(name)] * 8) >= 5 / 8
+        seen += [images]
+    assert torch.cat(seen).std(dim=(0, 2, 3)).min() > 0.3  # of a range of 2, in every colour
+    assert len(torch.cat(seen).unique(dim=0)) == 24
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
+
+    page.get_by_label("Shapes").check()  # and back
+    page.wait_for_function(IDLE)
+    assert drawn(page)[0]["labels"].tolist() == [6] * 8 and page.locator("#mean_weight").input_value() == "3"
+    same_as_pytorch(LatentVAEPipeline.from_pretrained("shapes"), page)
+
+
+def test_photographs_that_do_not_come(own_page):
+    page = own_page
+    page.route("**/cifar10/model.onnx", lambda route: route.abort())
+    button = page.get_by_role("button", name="Load photographs")
+    for _ in range(2):  # the button can be pressed again
+        button.click()
+        page.wait_for_function("() => document.getElementById('problem').textContent")
+        said = page.locator("#problem").text_content()
+        assert "press the button again" in said and "cfvae sample cifar10" in said
+    assert sum("cifar10/model.onnx" in url for url in page.requests) == 2
+    before = page.evaluate(PICTURE)
+    press(page, "#temperature", "ArrowLeft", 4)
+    assert page.evaluate(PICTURE) != before
 
 
 @pytest.mark.parametrize(

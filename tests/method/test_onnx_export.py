@@ -2,6 +2,7 @@
 
 Its files are whole or not there."""
 
+import copy
 import json
 import sys
 
@@ -14,7 +15,7 @@ from cfvae.core import CfvaeError, make_generator, seed_everything
 from cfvae.guidance import Guidance
 from cfvae.hvae import HierarchicalVAE, HierarchicalVAEConfig
 from cfvae.latents import LatentScaler
-from cfvae.onnx_export import export_onnx, graph_inputs, store_as_halves
+from cfvae.onnx_export import export_onnx, graph_inputs, round_weights, store_as_bytes, store_as_halves
 from cfvae.pipeline import LatentVAEPipeline
 
 onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
@@ -208,6 +209,70 @@ def test_halves_lose_nothing(extra, fits):
         None, {"x": np.zeros(64, np.float32)}
     )[0]
     assert np.array_equal(summed, weights)
+
+
+def test_weights_are_rounded_by_output_channel():
+    pipe = build(("cat", "dog"))
+    with torch.no_grad():
+        pipe.autoencoder.decoder[0].weight[1] = 0  # a channel without a step
+    before = copy.deepcopy(pipe.vae.state_dict())
+    rounded = round_weights(pipe)
+    assert all(torch.equal(value, before[name]) for name, value in pipe.vae.state_dict().items())
+    changed = 0
+    for part in ("vae", "autoencoder"):
+        full = dict(getattr(pipe, part).named_parameters())
+        for name, weight in getattr(rounded, part).named_parameters():
+            if weight.ndim < 2 or weight[0].numel() < 8:
+                assert torch.equal(weight, full[name])
+                continue
+            rows, close = full[name].flatten(1), weight.flatten(1)
+            step = rows.abs().amax(1, keepdim=True) / 127
+            assert ((close - rows).abs() <= 0.5001 * step).all()
+            assert all(len(row.unique()) <= 255 for row in close)
+            changed += not torch.equal(rows, close)
+    assert changed > 20
+    assert not rounded.autoencoder.decoder[0].weight[1].any()
+
+
+def test_rounded_model_is_stored_in_bytes(guided, tmp_path):
+    full, small = guided, Exported(round_weights(guided.pipe), tmp_path)
+    assert (full.about["precision"]["stored"], small.about["precision"]["stored"]) == ("float32", "int8")
+    weights = [
+        [onnx.numpy_helper.to_array(weight) for weight in onnx.load(graph.path).graph.initializer]
+        for graph in (full, small)
+    ]
+    assert all(weight.dtype != np.int8 for weight in weights[0])  # nothing that would lose something
+    in_bytes = sum(weight.size for weight in weights[1] if weight.dtype == np.int8)
+    assert in_bytes > 0.85 * sum(weight.size for weight in weights[0])
+    eps, wishes = guided.pipe.vae.noise(3, make_generator(5)), ([0, 1, 2], Guidance(2, 2))
+    images = small(eps, *wishes)
+    assert (images - reference(small.pipe, eps, *wishes)).abs().max() < 1e-4
+    assert 1e-4 < (images - full(eps, *wishes)).abs().mean() < 0.02  # the eight bits are those of the weights
+
+
+@pytest.mark.parametrize(("extra", "fits"), [(1, True), (1 / 127, True), (0, True), (0.3, False)])
+def test_bytes_are_for_what_was_rounded(extra, fits):
+    weights = np.ones((2, 16), np.float32)
+    weights[0, -1], weights[1] = extra, 0
+    model = graph_of(weights)
+    assert store_as_bytes(model) == 32 * fits
+    onnx.checker.check_model(model, full_check=True)
+    (summed,) = onnxruntime.InferenceSession(model.SerializeToString()).run(
+        None, {"x": np.zeros((2, 16), np.float32)}
+    )
+    assert np.allclose(summed, weights, rtol=1e-6, atol=0)
+
+
+def test_eight_bits_keep_the_photographs():
+    "What the play page says of its model, in PyTorch and on few pictures."
+    pipe = LatentVAEPipeline.from_pretrained("cifar10")
+    eps, labels = pipe.vae.noise(20, make_generator(0)), [i % 10 for i in range(20)]
+    pictures = [
+        (reference(model, eps, labels, Guidance(2, 2)) * 127.5).round()
+        for model in (pipe, round_weights(pipe))
+    ]
+    change = (pictures[1] - pictures[0]).abs()
+    assert 0.3 < change.mean() < 1 and change.max() <= 30 and (change <= 2).float().mean() > 0.94
 
 
 def test_pipeline_is_not_changed(tmp_path, monkeypatch):
