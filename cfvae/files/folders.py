@@ -26,6 +26,10 @@ MAX_DEPTH = 64  # folders inside each other
 DECODING_VERSION = 1  # raising it makes every cached array be decoded again
 
 
+class NoValidationSplit(CfvaeError):
+    "Data that are not divided; those that are divided in a way that cannot be used are another error."
+
+
 @dataclasses.dataclass
 class Folder:
     "A folder of the tree. All names are relative to the top, with slashes between."
@@ -212,7 +216,7 @@ def list_folder(
     check(not empty, f"{name} holds no images: expected one folder per class, or images ({known_formats})")
     top = class_root(tree, train)
     if top is None:
-        raise CfvaeError(
+        raise NoValidationSplit(
             f"{name} has no validation split (a folder val beside train): "
             "divide the training images with hold_out"
         )

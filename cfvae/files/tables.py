@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from ..core import CfvaeError, check
-from .folders import Listing
+from .folders import Listing, NoValidationSplit
 from .names import first_few, printable
 from .suspicions import suspicions
 
@@ -31,7 +31,8 @@ def list_table(
     Raises `CfvaeError` for a table that cannot be read, or that leads out of its folder."""
     path = Path(path)
     name = name or printable(path)
-    check(train, f"{name} has no validation split: divide the training images with hold_out")
+    if not train:
+        raise NoValidationSplit(f"{name} has no validation split: divide the training images with hold_out")
     try:
         rows = _read_rows(path)
     except UNREADABLE as error:

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from ..core import check
-from .folders import Folder, Listing, scan_folder
+from .folders import Folder, Listing, NoValidationSplit, scan_folder
 from .names import first_few, printable
 
 
@@ -81,10 +81,9 @@ def _training_codes(layout: _Layout) -> tuple[dict[str, str | None], list[str]]:
 
 def _validation_codes(layout: _Layout, name: str) -> tuple[dict[str, str | None], list[str]]:
     "The class code of every validation image, from the table beside them; and images that only it knows."
-    check(
-        "val" in layout.splits,
-        f"{name} has no validation images: expected val/images and val/val_annotations.txt",
-    )
+    if "val" not in layout.splits:
+        expected = "expected val/images and val/val_annotations.txt"
+        raise NoValidationSplit(f"{name} has no validation images: {expected}")
     table = _read_table(layout.base / "val" / "val_annotations.txt")
     images = layout.splits["val"].all_images()
     file_names = [image.rpartition("/")[2] for image in images]

@@ -145,13 +145,20 @@ def _check_same_recipe(out: Path, recipe: Recipe) -> None:
     )
 
 
+def has_same_images(
+    out: Path,  # a run folder
+    images: ImageDataset,  # without those that are held out
+) -> bool:
+    "Whether these were trained on; where a run did not note its images, nothing speaks against them."
+    noted = load_data_note(out)
+    return noted is None or noted["fingerprint"] == images.fingerprint
+
+
 def _check_same_images(out: Path, images: ImageDataset) -> None:
-    begun_with = load_data_note(out)
-    if begun_with is None:  # nothing speaks against it
-        return
+    before = (load_data_note(out) or {}).get("images")
     check(
-        begun_with["fingerprint"] == images.fingerprint,
-        f"{out} was begun with other images ({begun_with.get('images')} of them, {len(images)} now): "
+        has_same_images(out, images),
+        f"{out} was begun with other images ({before} of them, {len(images)} now): "
         "the data has changed since. Bring the old images back, or choose another --out",
     )
 

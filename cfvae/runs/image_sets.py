@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
-from ..core import CfvaeError, make_generator
+from ..core import CfvaeError, check, make_generator
 from ..data import ImageDataset
+from ..files.folders import NoValidationSplit
 from ..files.open import open_dataset
 from ..guidance import Guidance
 from ..pipeline import LatentVAEPipeline
-from .folder import load_recipe
+from .folder import has_same_images, load_recipe
 from .train import prepare
 
 BATCH = 64  # images at a time
@@ -52,14 +53,20 @@ def open_images(
 ) -> tuple[ImageDataset, ImageDataset]:
     """Training images, and images that the model has not seen: the data's validation split.
 
-    For data without one, those that a run has held out. Raises `CfvaeError` where there are none either."""
+    For data without one, those that a run has held out. Raises `CfvaeError` where there are none either, or
+    where the run learned from other images, so that nobody knows which of these it has seen."""
     training = open_dataset(spec, size)
     try:
         return training, open_dataset(spec, size, train=False)
-    except CfvaeError:
+    except NoValidationSplit:
         if not (Path(model) / "recipe.json").is_file():
             raise
     _, rest, held = prepare(load_recipe(model), training)
+    check(
+        has_same_images(Path(model), rest),
+        f"{spec}: {model} was trained on other images, so nobody knows which of these it has seen: "
+        "bring the old images back, or give data with a validation split",
+    )
     return rest, held
 
 

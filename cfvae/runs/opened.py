@@ -12,7 +12,7 @@ from ..files.open import open_dataset
 from ..guidance import Guidance
 from ..pipeline import LatentVAEPipeline
 from ..recipes import Recipe
-from .folder import load_data_note, load_model, load_recipe
+from .folder import has_same_images, load_model, load_recipe
 from .logs import read_log
 from .train import prepare
 
@@ -60,13 +60,7 @@ def open_run(
     check(same_classes, f"{dataset.name}: its classes are not those that {folder} was trained on")
 
     logs = {stage: read_log(folder / stage / "log.jsonl") for stage in ("autoencoder", "vae")}
-    return Run(folder, recipe, pipe, held, _same_images(folder, images), logs)
-
-
-def _same_images(folder: Path, images: ImageDataset) -> bool:
-    "Whether these images were trained on; where a run did not note its images, nothing speaks against them."
-    noted = load_data_note(folder)
-    return noted is None or noted["fingerprint"] == images.fingerprint
+    return Run(folder, recipe, pipe, held, has_same_images(folder, images), logs)
 
 
 def strengths(

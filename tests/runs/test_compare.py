@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import matplotlib.figure
 import pytest
@@ -223,6 +224,9 @@ def test_names_and_numbers_that_are_wrong():
         Plan(models=("gan",))
     with pytest.raises(CfvaeError, match="n is 5: at least 20"):
         Plan(n=5)
+    for budget in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(CfvaeError, match=f"budget is {budget}: give a number above 0"):
+            Plan(budget=budget)
 
 
 def test_errors_of_one_seed_are_those_of_its_samples():

@@ -1,13 +1,15 @@
 """What the models of a comparison share: one first stage, its codes, and real images to judge by."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import torch
 
-from ...core import CfvaeError, check, get_device, make_generator
+from ...core import check, get_device, make_generator
 from ...data import ImageDataset
 from ...files.codes import encode_dataset
+from ...files.folders import NoValidationSplit
 from ...files.open import describe, open_dataset
 from ...latents import weights_fingerprint
 from ...pipeline import LatentVAEPipeline
@@ -38,6 +40,8 @@ class Plan:
         for name in self.models:
             check(name in MODELS, f"there is no model '{name}' to compare: choose of {', '.join(MODELS)}")
         check(bool(self.models), f"no model is named: choose of {', '.join(MODELS)}")
+        paid = self.budget is None or 0 < self.budget < math.inf
+        check(paid, f"budget is {self.budget}: give a number above 0, in 10^15 operations by --budget")
         check(self.n >= 20, f"n is {self.n}: at least 20 samples are needed to judge")
         for name in ("seeds", "jobs"):
             check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}: it must be at least 1")
@@ -109,7 +113,7 @@ def _unseen(
     "n real images that nothing was trained on, and n others; these may be training images if there are few."
     try:
         unseen = open_dataset(recipe.data, recipe.autoencoder.size, train=False)
-    except CfvaeError:  # the data have no validation split
+    except NoValidationSplit:
         unseen = held
     check(unseen.classes == images.classes, f"{images.name}: the validation split has other classes")
     if len(unseen) < n:

@@ -52,7 +52,7 @@ def compare(
         material, real, others = gather(recipe, plan, pipe, out)
         contestants = _applicable(plan, material)
         flops = {name: example_flops(contestant) for name, contestant in contestants.items()}
-        budget = plan.budget or _budget_of_recipe(material)
+        budget = _budget_of_recipe(material) if plan.budget is None else plan.budget
         to_train = [name for name in contestants if name != "vae" or plan.vae is None]
         steps = {name: steps_for(contestants[name], budget, flops[name]) for name in to_train}
         _claim(out, material, plan, budget)
