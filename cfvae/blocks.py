@@ -124,12 +124,16 @@ class Attention(nn.Module):
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         "(07.4) for each head on its share of the channels; all (b, positions, c)."
+        dtype = query.dtype
+        if query.is_cpu:  # where its gradient in bfloat16 takes four times as long as in float32
+            dtype = torch.promote_types(dtype, torch.float32)
         q, k, v = (
-            t.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (b, heads, positions, c / heads)
+            t.to(dtype).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (b, heads, positions, c / heads)
             for t in (query, key, value)
         )
-        result = F.scaled_dot_product_attention(q, k, v)
-        return result.transpose(1, 2).flatten(2)
+        with torch.autocast("cpu", enabled=False):
+            result = F.scaled_dot_product_attention(q, k, v)
+        return result.transpose(1, 2).flatten(2).to(query.dtype)
 
 
 # %% ../nbs/07_blocks.ipynb #c3b649a9

@@ -303,13 +303,16 @@ def bf16_is_fast(
 
 
 # %% ../nbs/03_training.ipynb #d7f8c6ea
-def _autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:
-    "The context to compute the loss in: mixed precision, or none, as the config asks."
+def _in_bf16(config: TrainingConfig, device: torch.device) -> bool:
+    "Whether the config asks for mixed precision on this device."
     if config.precision == "auto":
-        bf16 = bf16_is_fast(device)
-    else:
-        bf16 = config.precision == "bf16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+        return bf16_is_fast(device)
+    return config.precision == "bf16"
+
+
+def _autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:
+    "The context to compute the loss in: mixed precision, or none."
+    return torch.autocast(device.type, torch.bfloat16, enabled=_in_bf16(config, device))
 
 
 # %% ../nbs/03_training.ipynb #60b84ef4
@@ -454,8 +457,8 @@ def _begin(model: nn.Module, config: TrainingConfig) -> TrainingState:
 
     device = get_device(config.device) if world == 1 else processes.device
     model.to(device).train()
-    if device.type == "cuda":
-        model.to(memory_format=torch.channels_last)  # how a GPU's convolutions read weights fastest
+    if device.type == "cuda" or _in_bf16(config, device):
+        model.to(memory_format=torch.channels_last)  # how convolutions there read weights fastest
     if world > 1:
         broadcast([t.data for t in (*model.parameters(), *model.buffers())])
     state = TrainingState(model, config)

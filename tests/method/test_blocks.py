@@ -340,6 +340,20 @@ def test_attention_takes_no_images(heads, mode):
         assert Attention(8, heads, mode)(torch.zeros(0, 8, resolution, resolution)).shape[0] == 0
 
 
+@pytest.mark.parametrize("heads", [1, 3])
+def test_on_a_cpu_attention_looks_in_float32_and_answers_in_the_precision_asked_for(heads):
+    layer = Attention(24, heads)
+    tokens = [torch.randn(2, 25, 24, generator=make_generator(seed)).bfloat16() for seed in range(3)]
+    exact = layer._attend(*(part.float() for part in tokens))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = layer._attend(*tokens)
+    assert ours.dtype == torch.bfloat16 and torch.equal(ours, exact.bfloat16())
+    rounded = F.scaled_dot_product_attention(
+        *(part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in tokens)
+    )
+    assert not torch.equal(ours, rounded.transpose(1, 2).flatten(2))  # the test can tell
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_spectral_term_moves_to_a_gpu():
     layer = nn.Conv2d(4, 4, 3).cuda()

@@ -64,7 +64,7 @@ def poisoned(bad_calls, value=math.nan):
         ({"max_skipped": 0}, "max_skipped"),
         ({"log_every": 0}, "log_every"),
         ({"final_learning_rate": -1.0}, "final_learning_rate is -1.0"),
-        ({"skip_norm": math.nan}, "skip_norm is nan"),
+        ({"skip_norm": math.nan}, "skip_norm is NaN"),
     ],
 )
 def test_bad_configs_name_the_field(fields, message):
@@ -189,18 +189,31 @@ def test_noise_differs_between_steps():
     assert len({tuple(d.tolist()) for d in drawn}) == 3
 
 
-def test_a_state_taken_up_half_way_ends_the_same():
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_state_taken_up_half_way_ends_the_same(precision):
     watch = Recorder()
-    whole = fit(new_model(), DATA, noisy_loss, config(steps=6, final_learning_rate=1e-4), [watch])
+    how = config(steps=6, final_learning_rate=1e-4, precision=precision)
+    whole = fit(new_model(), DATA, noisy_loss, how, [watch])
 
     class Resume(Callback):
         def on_start(self, state):
             state.load_state_dict(watch.states[2])
 
-    resumed = fit(new_model(), DATA, noisy_loss, config(steps=6, final_learning_rate=1e-4), [Resume()])
+    resumed = fit(new_model(), DATA, noisy_loss, how, [Resume()])
     assert_same(resumed.state_dict(), whole.state_dict())
     with pytest.raises(CfvaeError, match="seed 0, this run has 1"):
         TrainingState(new_model(), config(seed=1)).load_state_dict(watch.states[2])
+
+
+@pytest.mark.parametrize("precision, channels_last", [("fp32", False), ("bf16", True)])
+def test_on_a_cpu_weights_lie_with_their_channels_together_in_mixed_precision_only(precision, channels_last):
+    state = fit(new_model(), DATA, noisy_loss, config(steps=1, precision=precision))
+    kernels = [weight for weight in state.model.parameters() if weight.ndim == 4 and weight.shape[-1] > 1]
+    averages = [weight for weight in state.ema.parameters() if weight.ndim == 4 and weight.shape[-1] > 1]
+    assert kernels and len(averages) == len(kernels)
+    for weight in kernels + averages:
+        assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+        assert weight.is_contiguous() != channels_last
 
 
 def test_weights_may_lie_in_memory_otherwise_than_those_that_were_saved():
