@@ -12,7 +12,10 @@ from ..files.lock import LOCK_FILE, OWNER_FILE
 from ..files.names import first_few, printable
 from .folder import load_recipe
 
-LEFTOVER = re.compile(r"(recipe|data)\.json\.[0-9a-f]{16}\.tmp")  # half-written, by a process that was killed
+THREADS_FILE = "threads.json"  # of a demo: how many threads it trains with
+LEFTOVER = re.compile(
+    r"(recipe|data|threads)\.json\.[0-9a-f]{16}\.tmp"
+)  # half-written, by a process that was killed
 DATA_FIELDS = {"fingerprint", "images", "classes"}  # of a run's data.json
 
 
@@ -61,4 +64,6 @@ def _begins_a_run(path: Path) -> bool:
     "Whether the file is one of those that a run writes before its recipe, and leaves there if it is killed."
     if path.name == "data.json":
         return DATA_FIELDS == _read_fields(path).keys()
+    if path.name == THREADS_FILE:
+        return {"threads"} == _read_fields(path).keys()
     return path.name in (LOCK_FILE, OWNER_FILE) or LEFTOVER.fullmatch(path.name) is not None
