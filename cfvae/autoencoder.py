@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
-from .core import check
+from .core import check, check_fields
 from .data import horizontal_flip
 
 
@@ -32,6 +32,7 @@ def psnr(
     b: torch.Tensor,  # images in [-1, 1], same shape
 ) -> torch.Tensor:
     "Peak signal-to-noise ratio in decibels, over all images at once; the range of pixel values is 2 (02.2)."
+    check(a.shape == b.shape, f"images of the shapes {tuple(a.shape)} and {tuple(b.shape)} are no pairs")
     squared_error = F.mse_loss(a.clamp(-1, 1), b).clamp_min(1e-12)
     return 10 * torch.log10(4 / squared_error)
 
@@ -49,12 +50,12 @@ class AutoencoderConfig:
     groups: int = 8  # groups of the normalisation; divides every width
 
     def __post_init__(self) -> None:
-        widths = tuple(self.widths)
-        object.__setattr__(self, "widths", widths)
+        check_fields(self)
+        widths = self.widths
         usable = len(widths) >= 1 and min(widths) >= 1
         check(usable, f"widths is {widths}: at least one width of at least 1 is needed")
         check(self.patch >= 1, f"patch is {self.patch}: it must be at least 1")
-        fits = self.size % self.factor == 0
+        fits = self.size >= 1 and self.size % self.factor == 0
         check(fits, f"size {self.size} does not fit: patch and widths ask for a multiple of {self.factor}")
         divides = self.groups >= 1 and all(width % self.groups == 0 for width in widths)
         check(divides, f"groups is {self.groups}, but must divide every width of {widths}")

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .autoencoder import Autoencoder, AutoencoderConfig, psnr
-from .core import CfvaeError, check
+from .core import CfvaeError, check, check_fields
 from .data import horizontal_flip
 from .training import Batch, Loss, Metrics
 
@@ -152,17 +152,15 @@ class AutoencoderLossConfig:
     disc_layers: int = 3  # its convolutions with stride 2; 1, 2, 3 see patches of 16, 34, 70 pixels
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("l2_weight", "perceptual_weight", "disc_weight"):
             weight = getattr(self, name)
-            valid = isinstance(weight, (int, float)) and 0 <= weight < float("inf")
-            check(valid, f"{name} is {weight}: a weight is a finite number from 0")
+            check(weight >= 0, f"{name} is {weight}: a weight is a number from 0")
         for name in ("disc_start", "disc_layers"):
             number = getattr(self, name)
-            valid = isinstance(number, int) and number >= 1
-            check(valid, f"{name} is {number}: a whole number from 1 is needed")
+            check(number >= 1, f"{name} is {number}: a whole number from 1 is needed")
         width = self.disc_width
-        valid = isinstance(width, int) and width >= 4 and width % 4 == 0
-        check(valid, f"disc_width is {width}: a multiple of 4 is needed")
+        check(width >= 4 and width % 4 == 0, f"disc_width is {width}: a multiple of 4 is needed")
 
 
 # %% ../nbs/03c_sharper_autoencoder.ipynb #5e55db5a

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from .core import CfvaeError, check
+from .core import CfvaeError, check, check_path, whole_number
 
 
 # %% ../nbs/03b_checkpoints.ipynb #13db58fd
@@ -146,12 +146,14 @@ def save_checkpoint(
 ) -> Path:
     """Save one checkpoint, whole or not at all, and return its path; older ones go once it is safe.
     One process at a time, so lock the folder. Raises `CfvaeError` where it cannot be written."""
+    folder = check_path(folder)
+    step = whole_number(step, "step", 0)
     check(keep >= 1, f"keep is {keep}: at least one checkpoint has to stay")
     _check_plain(state_dict)
     buffer = io.BytesIO()
-    torch.save({"format": _FORMAT, "version": _VERSION, "step": int(step), "state": state_dict}, buffer)
+    torch.save({"format": _FORMAT, "version": _VERSION, "step": step, "state": state_dict}, buffer)
     payload = buffer.getbuffer()
-    path = Path(folder) / f"step-{int(step)}-{_checksum(payload)}.pt"
+    path = folder / f"step-{step}-{_checksum(payload)}.pt"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_unfinished(path.parent)

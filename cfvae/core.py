@@ -111,16 +111,16 @@ def check_batch(
     sizes = ", ".join("size" if size is None else str(size) for size in shape)
     needed = f"a tensor of floats, (n, {sizes}), is needed"
     if not isinstance(x, torch.Tensor):
-        raise CfvaeError(f"{name} are of the type {type(x).__name__}: {needed}")
+        raise CfvaeError(f"{name}: {needed}, not a {type(x).__name__}")
     kind = str(x.dtype).removeprefix("torch.")
-    check(x.is_floating_point(), f"{name} are of the type {kind}: {needed} (from_uint8 makes it of bytes)")
+    check(x.is_floating_point(), f"{name}: {needed}, not of {kind} (from_uint8 makes it of bytes)")
 
-    fits = x.ndim == 1 + len(shape) and len(x) > 0
+    fits = x.ndim == 1 + len(shape) and x.shape[0] > 0
     fits = fits and all(want in (None, has) for want, has in zip(shape, x.shape[1:], strict=True))
-    check(fits, f"{name} have the shape {tuple(x.shape)}: {needed}")
+    check(fits, f"{name}: {needed}, not {tuple(x.shape)}")
     if largest is not None:
         reach = x.detach().abs().max().item()  # NaN where one of them is
-        check(reach <= largest, f"{name} reach {reach:.3g}: finite numbers up to {largest:.3g} are needed")
+        check(reach <= largest, f"{name}: finite numbers up to {largest:.3g} are needed, not {reach:.3g}")
     return x.float()
 
 

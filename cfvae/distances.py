@@ -8,7 +8,7 @@ __all__ = ["frechet_distance", "kernel_distance", "density_coverage", "nearest_i
 # %% ../nbs/13b_distances.ipynb #6391a44d
 import torch
 
-from .core import check
+from .core import check_batch
 from .data import ImageDataset
 from .evaluation import check_features, inside_balls
 
@@ -100,10 +100,8 @@ def nearest_images(
     batch_size: int = 1000,  # training images at a time
 ) -> tuple[torch.Tensor, torch.Tensor]:
     "Every image's distance to its nearest training image, as the root mean square of pixels, and its index."
-    shape = tuple(images.shape)
-    fits = images.ndim == 4 and shape[-1] == training.size
-    check(fits, f"images have the shape {shape}, but those of {training.name} are {training.size} pixels")
-    points = images.float().cpu().clamp(-1, 1).flatten(1)
+    images = check_batch(images, (3, training.size, training.size), f"images like {training.name}")
+    points = images.cpu().clamp(-1, 1).flatten(1)
     smallest = torch.full((len(points),), torch.inf)
     index = torch.zeros(len(points), dtype=torch.int64)
 

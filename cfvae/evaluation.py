@@ -37,7 +37,17 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
-from .core import CfvaeError, check, device_of, from_uint8, seed_everything, shipped_weights
+from cfvae.core import (
+    CfvaeError,
+    check,
+    check_batch,
+    check_fields,
+    device_of,
+    from_uint8,
+    seed_everything,
+    shipped_weights,
+    whole_numbers,
+)
 from .data import BACKGROUNDS, COLOURS, FACTORS, ImageDataset, Shapes, horizontal_flip
 from .pipeline import load_local
 from .training import Callback, Step, TrainingConfig, called_step, fit
@@ -53,9 +63,10 @@ class ClassifierConfig:
     num_classes: int = len(FACTORS["class"])  # how many answers
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "widths", tuple(self.widths))
+        check_fields(self)
         levels = len(self.widths)
-        check(self.size % 2**levels == 0, f"size {self.size} cannot be halved {levels} times")
+        fits = self.size >= 1 and self.size % 2**levels == 0
+        check(fits, f"size {self.size} cannot be halved {levels} times")
         check(self.num_classes >= 2, f"num_classes is {self.num_classes}: at least 2 are needed")
 
 
@@ -145,12 +156,13 @@ class PhotoClassifierConfig:
     num_classes: int = 10  # how many answers
 
     def __post_init__(self) -> None:
-        widths = tuple(self.widths)
-        object.__setattr__(self, "widths", widths)
+        check_fields(self)
+        widths = self.widths
         usable = len(widths) >= 1 and min(widths) >= 1
         check(usable, f"widths is {widths}: at least one width of at least 1 is needed")
         factor = 2 ** (len(widths) - 1)
-        check(self.size % factor == 0, f"size is {self.size}, but must be a multiple of {factor}")
+        fits = self.size >= 1 and self.size % factor == 0
+        check(fits, f"size is {self.size}, but must be a multiple of {factor}")
         check(self.blocks >= 1, f"blocks is {self.blocks}: at least 1 is needed")
         check(self.num_classes >= 2, f"num_classes is {self.num_classes}: at least 2 are needed")
 
@@ -282,7 +294,7 @@ def load_classifier(
 ) -> Classifier | PhotoClassifier:
     "A classifier of whichever kind the folder holds, in evaluation mode. Raises `CfvaeError` for none."
     config = Path(folder) / "config.json"
-    of_photographs = config.is_file() and '"blocks"' in config.read_text(encoding="utf-8")
+    of_photographs = config.is_file() and b'"blocks"' in config.read_bytes()
     if of_photographs:
         return load_local(PhotoClassifier, folder)
     return load_local(Classifier, folder)
@@ -305,19 +317,22 @@ def shapes_classifier() -> Classifier:
 
 # %% ../nbs/13_evaluation.ipynb #142d2b45
 @torch.no_grad()
+def _logits(classifier: nn.Module, images: torch.Tensor, batch_size: int) -> torch.Tensor:
+    "(n, classes), on the CPU."
+    size = getattr(getattr(classifier, "config", None), "size", None)
+    images = check_batch(images, (3, size, size), "images")
+    device = next(classifier.parameters()).device
+    parts = [classifier(part.to(device).clamp(-1, 1)).cpu() for part in images.split(batch_size)]
+    return torch.cat(parts)
+
+
 def predict(
     classifier: nn.Module,  # any module from images to logits
     images: torch.Tensor,  # (n, 3, size, size) in [-1, 1]
     batch_size: int = 256,  # images at a time
 ) -> torch.Tensor:
     "The most likely class of every image, (n,)."
-    device = next(classifier.parameters()).device
-    answers = []
-    for part in images.split(batch_size):
-        logits = classifier(part.to(device).clamp(-1, 1))
-        answer = logits.argmax(1)
-        answers.append(answer.cpu())
-    return torch.cat(answers)
+    return _logits(classifier, images, batch_size).argmax(1)
 
 
 def class_accuracy(
@@ -328,10 +343,13 @@ def class_accuracy(
     """The share of images recognised as their class (13.1).
 
     It sees fidelity to the label and nothing of diversity: one perfect picture per class scores 1."""
-    labels = torch.as_tensor(labels)
+    labels = whole_numbers(labels, "labels").cpu()
     check(len(images) == len(labels), f"{len(images)} images but {len(labels)} labels")
-    right = predict(classifier, images) == labels
-    return right.float().mean().item()
+    logits = _logits(classifier, images, batch_size=256)
+    last = logits.shape[1] - 1
+    known = bool(((labels >= 0) & (labels <= last)).all())
+    check(known, f"labels must be 0 to {last}, the classes that the classifier knows")
+    return (logits.argmax(1) == labels).float().mean().item()
 
 
 # %% ../nbs/13_evaluation.ipynb #12b7d52c
@@ -368,7 +386,7 @@ def measure_shapes(
     `background` and `colour` are the nearest ones, as indices; `area` is the share of the picture that the
     shape covers; `y` and `x` are its centre in [-1, 1]. The same ruler for real images and samples: on soft
     or wrong pictures it still gives the nearest answer."""
-    images = images.float().cpu()  # wherever they were drawn
+    images = check_batch(images, (3, None, None), "images").cpu()  # wherever they were drawn
     size = images.shape[-1]
     ramp = (torch.arange(size) + 0.5) / size
     backgrounds = _paint_backgrounds(ramp)
@@ -439,11 +457,12 @@ def check_features(
     drawn: torch.Tensor,  # (m, d) features of samples
     more_than: int,  # a measure's least number of images, less one
 ) -> None:
-    "Raises `CfvaeError` for features that are too few, or not of the same network."
+    "Raises `CfvaeError` for features that are too few, not finite, or not of the same network."
     needed = f"features of more than {more_than} images are needed, (n, d)"
     for name, points in (("real", real), ("drawn", drawn)):
         enough = points.ndim == 2 and len(points) > more_than
         check(enough, f"{name}: {needed}, not {tuple(points.shape)}")
+        check(bool(points.isfinite().all()), f"{name}: features must be finite numbers: look at the images")
     sizes = f"{real.shape[1]} and {drawn.shape[1]} numbers"
     check(real.shape[1] == drawn.shape[1], f"features have {sizes}: use the same network for both")
 

@@ -44,7 +44,7 @@ from cfvae.blocks import (
     initialise,
     scale_weight,
 )
-from .core import CfvaeError, check, randn
+from .core import CfvaeError, check, check_fields, randn, whole_number, whole_numbers
 from .gaussian import DiagGaussian, kl_divergence
 
 
@@ -106,8 +106,7 @@ def _check_sizes(config: "HierarchicalVAEConfig") -> None:
 
     for name, least in (("data_channels", 1), ("latent_channels", 1), ("num_classes", 0)):
         value = getattr(config, name)
-        fits = isinstance(value, int) and value >= least
-        check(fits, f"{name} is {value!r}: a whole number from {least} is needed")
+        check(value >= least, f"{name} is {value}: a whole number from {least} is needed")
 
     mode = config.attention_mode
     known = ", ".join(ATTENTION_MODES)
@@ -136,15 +135,13 @@ class HierarchicalVAEConfig:
     attention_mode: str = "softmax"  # "published" only to run released weights
 
     def __post_init__(self) -> None:
-        levels = len(self.resolutions) if isinstance(self.resolutions, (tuple, list)) else 1
+        check_fields(self)
+        levels = len(self.resolutions)
         check(levels >= 1, "resolutions is empty: give one entry per level, at least one")
         for name in _PER_LEVEL:
             value = getattr(self, name)
-            if isinstance(value, (tuple, list)) and len(value) == 1:
-                value = value[0]  # a single number
-            entries = per_level(value, levels, name)
-            whole = all(isinstance(entry, int) and entry >= 0 for entry in entries)
-            check(whole, f"{name} is {entries}: whole numbers from 0 are needed")
+            entries = value * levels if len(value) == 1 else per_level(value, levels, name)
+            check(min(entries) >= 0, f"{name} is {entries}: whole numbers from 0 are needed")
             object.__setattr__(self, name, entries)
         _check_sizes(self)
 
@@ -409,11 +406,8 @@ def check_labels(
     look: bool = True,  # at the values too; a GPU has to be waited for
 ) -> torch.Tensor:
     "Labels as whole numbers, (n,). Raises `CfvaeError` where they are not whole, too few, or no classes."
-    labels = torch.as_tensor(labels)
-    check(n == 0 or not labels.is_floating_point(), "labels must be whole numbers: class indices")
-    labels = labels.long()
-    shape = tuple(labels.shape)
-    check(shape == (n,), f"{n} examples need {n} labels, but the labels have shape {shape}")
+    labels = whole_numbers(labels, "labels", "whole numbers are needed, one class index an example")
+    check(len(labels) == n, f"{n} examples need {n} labels, but there are {len(labels)}")
     if look:
         known = (labels >= 0) & (labels <= num_classes)
         check(bool(known.all()), f"labels must be 0 to {num_classes - 1}, or {num_classes} for none")
@@ -604,9 +598,11 @@ class HierarchicalVAE(LatentHierarchy, PyTorchModelHubMixin):
         generator: torch.Generator | None = None,  # source of the noise where `eps` is None
     ) -> torch.Tensor:
         "Draw from the model in one pass: the mean of the output head, (n, data_channels, R, R)."
-        check(n >= 0, f"n is {n}: it must be 0 or more")
+        n = whole_number(n, "n", 0)
         levels = len(self.config.resolutions)
         temperatures = temperature_per_level(temperature, levels)
+        rule = guidance is None or callable(guidance)
+        check(rule, f"guidance is {guidance!r}: a rule is needed, such as Guidance(3.0), or None")
         check_levels = getattr(guidance, "check_levels", None)
         if check_levels is not None:  # the rule has weights of its own for every resolution
             check_levels(levels)
@@ -657,6 +653,9 @@ class HierarchicalVAE(LatentHierarchy, PyTorchModelHubMixin):
         count = len(latents)
         check(0 < count <= layers, f"decode takes the z of 1 to {layers} layers, not {count}")
         n = len(latents[0])
+        shapes = [tuple(z.shape) for z in latents]
+        expected = [(n, *shape) for shape in self.latent_shapes[:count]]
+        check(shapes == expected, f"the z have the shapes {shapes}, but {expected} are needed")
         given = iter(latents)
 
         def choose_z(p: DiagGaussian, block: TopDownBlock, h: torch.Tensor, level: int) -> torch.Tensor:
@@ -673,7 +672,7 @@ class HierarchicalVAE(LatentHierarchy, PyTorchModelHubMixin):
     ) -> torch.Tensor:
         "x as its first `depth` layers remember it: posterior means there, prior means above."
         layers = len(self.latent_shapes)
-        depth = layers if depth is None else depth
+        depth = layers if depth is None else whole_number(depth, "depth")
         check(1 <= depth <= layers, f"depth is {depth}, but the model has layers 1 to {layers}")
         code = self.posterior_means(x, labels)
         return self.decode(code[:depth], labels)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .core import check
+from .core import check, check_fields
 from .data import horizontal_flip
 from .elbo import ELBO
 from .gaussian import DiagGaussian, kl_divergence
@@ -104,7 +104,7 @@ class ObjectiveConfig:
     flip: bool = False  # mirror a random half of the data; pixels only, not latents (lesson 10)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "values", tuple(self.values))
+        check_fields(self)
         check(self.sigma_q > 0, f"sigma_q is {self.sigma_q}: it must be above 0")
         known = ("shifted-exponential", "constant-per-resolution", "none")
         check(self.schedule in known, f"unknown schedule '{self.schedule}'")

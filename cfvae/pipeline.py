@@ -19,7 +19,6 @@ import copy
 import dataclasses
 import io
 import json
-import operator
 import typing
 from pathlib import Path
 
@@ -30,7 +29,19 @@ from safetensors import safe_open
 
 from .autoencoder import Autoencoder
 from .checkpoints import way_out_of, write_synced
-from .core import CfvaeError, check, config_from_dict, config_to_dict, shipped_weights, to_uint8
+from cfvae.core import (
+    CfvaeError,
+    check,
+    check_batch,
+    check_classes,
+    check_path,
+    config_from_dict,
+    config_to_dict,
+    shipped_weights,
+    to_uint8,
+    whole_number,
+    whole_numbers,
+)
 from .guidance import Guidance
 from .hvae import HierarchicalVAE, check_labels
 from .latents import LatentScaler
@@ -57,6 +68,9 @@ def _as_output(x: torch.Tensor, output_type: str) -> typing.Any:
 
 
 # %% ../nbs/12_pipeline.ipynb #a039c795
+_LARGEST_PIXEL = 16.0  # pixels lie in [-1, 1], with noise a little beyond; not from 0 to 255
+
+
 class TwoStages:
     "An autoencoder, a hierarchical VAE of its codes, and the scaler between them (12.1)."
 
@@ -74,6 +88,12 @@ class TwoStages:
             code_shape == vae_shape,
             f"the autoencoder's code is {code_shape}, but the VAE models {vae_shape}",
         )
+        scaled = {part.numel() for part in (scaler.shift, scaler.scale)}
+        check(
+            scaled <= {1, code_shape[0]},
+            f"the scaler has numbers for {max(scaled)} channels, but the code has {code_shape[0]}",
+        )
+        self.classes = check_classes(classes, "the pipeline")
         check(
             len(classes) == num_classes,
             f"the VAE has {num_classes} classes, but {len(classes)} names were given",
@@ -81,13 +101,14 @@ class TwoStages:
         self.autoencoder = autoencoder.eval()
         self.vae = vae.eval()
         self.scaler = scaler
-        self.classes = tuple(classes)
 
     def encode(
         self,
         images: torch.Tensor,  # (n, 3, size, size) in [-1, 1]
     ) -> torch.Tensor:
         "Standardised codes of images, (n, channels, r, r)."
+        size = self.autoencoder.config.size
+        images = check_batch(images, (3, size, size), "images", _LARGEST_PIXEL)
         return self.scaler(self.autoencoder.encode(images.to(self.device)))
 
     def decode(
@@ -95,6 +116,7 @@ class TwoStages:
         latents: torch.Tensor,  # (n, channels, r, r), standardised
     ) -> torch.Tensor:
         "Images of standardised codes, (n, 3, size, size), nominally in [-1, 1]."
+        latents = check_batch(latents, self.autoencoder.config.latent_shape, "codes", None)
         return self.autoencoder.decode(self.scaler.invert(latents))
 
     @property
@@ -222,7 +244,7 @@ def find_model(
     path: str | Path,  # a folder, or the name of a model that comes with the package
 ) -> Path:
     "The folder that is meant: the path itself if it exists or if no model has this name."
-    path = Path(path)
+    path = check_path(path, "the model")
     return path if path.exists() else shipped_weights(str(path)) or path
 
 
@@ -251,9 +273,7 @@ def _check_about(about: typing.Any, path: Path, channels: int) -> None:
 
     clip = about["clip"]
     check(_is_number(clip, _FINITE.tiny), f"{path}: clip is {clip!r}, not a number above 0: {damaged}")
-    classes = about["classes"]
-    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    check(named, f"{path}: classes must be a list of names: {damaged}")
+    check_classes(about["classes"], str(path))
 
 
 # %% ../nbs/12_pipeline.ipynb #dcea5c87
@@ -315,50 +335,33 @@ def _write_parts(stages: TwoStages, folder: Path, dtype: torch.dtype, card: str 
     write_synced(folder / "pipeline.json", json.dumps(about, indent=1).encode())
 
 
-# %% ../nbs/12_pipeline.ipynb #17d6a26f
-def _whole_number(value: object, name: str) -> int:
-    "A count. Raises `CfvaeError` for anything but a whole number; `name` is what to call it."
-    try:
-        return operator.index(typing.cast(typing.Any, value))
-    except TypeError:
-        raise CfvaeError(f"{name} is {value!r}: a whole number is needed") from None
-
-
 # %% ../nbs/12_pipeline.ipynb #721b5f07
 def _class_indices(labels: typing.Any) -> torch.Tensor:
     "Labels as whole numbers, (n,). Raises `CfvaeError` for names, for other numbers, and for a single one."
-    needed = (
-        "a list of whole numbers is needed, one class index per image (class_indices finds those of names)"
-    )
-    try:
-        indices = torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise CfvaeError(f"labels cannot be read: {needed}") from None
-    dtype = indices.dtype
-    whole = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
-    check(whole or indices.numel() == 0, f"labels have the type {dtype}: {needed}")
-    shape = tuple(indices.shape)
-    check(len(shape) == 1, f"labels have the shape {shape}: {needed}")
-    return indices.to(torch.int64)
+    one_each = "one class index per image (class_indices finds those of names)"
+    return whole_numbers(labels, "labels", f"a list of whole numbers is needed, {one_each}")
 
 
 # %% ../nbs/12_pipeline.ipynb #5b530009
 def _check_source(
     eps: typing.Any, generator: object, latent_shapes: list[tuple[int, int, int]], n: int
-) -> None:
-    "Raises `CfvaeError` for noise that is not exactly that of n images, and for a generator that is none."
+) -> list[torch.Tensor] | None:
+    "Noise in float32. Raises `CfvaeError` unless it is exactly that of n images, and for no generator."
     is_generator = generator is None or isinstance(generator, torch.Generator)
     check(is_generator, f"generator is {generator!r}: make one of a seed by make_generator(seed)")
     if eps is None:
-        return
-    tensors = isinstance(eps, (list, tuple)) and all(isinstance(layer, torch.Tensor) for layer in eps)
-    check(tensors, "eps must be a list of tensors, one per stochastic layer: `vae.noise(n)` makes one")
+        return None
+    check(
+        isinstance(eps, (list, tuple)),
+        "eps must be a list of tensors, one per stochastic layer: `vae.noise(n)` makes one",
+    )
     layers = len(latent_shapes)
     check(len(eps) == layers, f"eps has {len(eps)} tensors, but the model has {layers} stochastic layers")
-    for index, (layer, latent_shape) in enumerate(zip(eps, latent_shapes, strict=True)):
-        shape = tuple(layer.shape)
-        expected = (n, *latent_shape)
-        check(shape == expected, f"eps[{index}] has the shape {shape}, but {expected} is needed: n is {n}")
+    layered = zip(eps, latent_shapes, strict=True)
+    noise = [check_batch(layer, shape, f"eps[{index}]") for index, (layer, shape) in enumerate(layered)]
+    for index, layer in enumerate(noise):
+        check(len(layer) == n, f"eps[{index}] is noise for {len(layer)} images, but n is {n}")
+    return noise
 
 
 # %% ../nbs/12_pipeline.ipynb #328b7f0d
@@ -410,10 +413,9 @@ class LatentVAEPipeline(TwoStages):
     ) -> PipelineOutput:
         "Draw images, one pass each."
         check(output_type in ("pil", "np", "pt"), f"output_type is '{output_type}': use pil, np or pt")
-        batch_size = _whole_number(batch_size, "batch_size")
-        check(batch_size >= 1, f"batch_size is {batch_size}: it must be at least 1")
+        batch_size = whole_number(batch_size, "batch_size", 1)
         labels, n = self._labels_and_count(labels, n)
-        _check_source(eps, generator, self.vae.latent_shapes, n)
+        eps = _check_source(eps, generator, self.vae.latent_shapes, n)
 
         images = []
         with _computing(self, precision):
@@ -427,7 +429,7 @@ class LatentVAEPipeline(TwoStages):
 
     def _labels_and_count(self, labels: typing.Any, n: int | None) -> tuple[torch.Tensor | None, int]:
         "Labels as whole numbers, and how many images are asked for. Raises `CfvaeError` where they disagree."
-        count = 1 if n is None else _whole_number(n, "n")
+        count = 1 if n is None else whole_number(n, "n")
         indices = None
         if labels is not None:
             check(bool(self.classes), "labels were given, but the model was built without classes")
@@ -462,8 +464,11 @@ class LatentVAEPipeline(TwoStages):
         card: str | None = None,  # a text for README.md
     ) -> None:
         "Save everything: two folders of safetensors with their configs, and pipeline.json."
+        folder = check_path(path)
+        kinds = (torch.float32, torch.float16, torch.bfloat16)
+        check(dtype in kinds, f"dtype is {dtype!r}: use torch.float32, torch.float16 or torch.bfloat16")
         try:
-            _write_parts(self, Path(path), dtype, card)
+            _write_parts(self, folder, dtype, card)
         except OSError as error:
             way_out = f"{way_out_of(error)} or choose another folder"
             reason = error.strerror or error

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .core import CfvaeError, check, config_from_dict, config_to_dict
+from .core import CfvaeError, check, check_fields, config_from_dict, config_to_dict
 
 
 # %% ../nbs/02b_pretrained.ipynb #4b97bc39
@@ -72,6 +72,7 @@ class PretrainedConfig:
     scale: float | None = None  # of the codes (02b.2); None: likewise
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.source == "pixels":
             is_image = self.latent_channels == 3 and self.factor == 1
             check(is_image, "pixels have latent_channels 3 and factor 1")

@@ -23,7 +23,7 @@ import torch
 
 from .autoencoder import AutoencoderConfig
 from .autoencoder_loss import RENAMED_FIELDS, AutoencoderLossConfig, first_stage
-from .core import CfvaeError, check, config_from_dict, config_to_dict
+from .core import CfvaeError, check, check_fields, config_from_dict, config_to_dict
 from .hvae import HierarchicalVAE, HierarchicalVAEConfig
 from .objective import ObjectiveConfig
 from .pretrained import PretrainedConfig, describe_pretrained
@@ -51,6 +51,7 @@ class Recipe:
     objective: ObjectiveConfig = ObjectiveConfig()  # what stage two is trained for
 
     def __post_init__(self) -> None:
+        check_fields(self)
         code_shape = self.autoencoder.latent_shape
         data_shape = (self.vae.data_channels, self.vae.resolution, self.vae.resolution)
         check(

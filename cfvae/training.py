@@ -36,7 +36,7 @@ from accelerate.utils import broadcast, reduce
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from .core import CfvaeError, check, device_of, get_device, make_generator
+from .core import CfvaeError, check, check_fields, device_of, get_device, make_generator
 from .data import Batches, ShuffledBatches, send
 
 
@@ -65,7 +65,7 @@ class TrainingConfig:
     checkpoint_every: int = 500  # steps between checkpoints
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))
+        check_fields(self)
         _check_training(self)
 
 
@@ -76,8 +76,7 @@ def _check_training(config: TrainingConfig) -> None:
     intervals = ("log_every", "sample_every", "checkpoint_every")
     for name in counts + intervals:
         value = getattr(config, name)
-        is_count = isinstance(value, int) and value >= 1
-        check(is_count, f"{name} is {value}: a whole number from 1 is needed")
+        check(value >= 1, f"{name} is {value}: a whole number from 1 is needed")
 
     size = config.batch_size
     parts = config.accumulate
@@ -96,8 +95,8 @@ def _check_training(config: TrainingConfig) -> None:
     decay = config.ema_decay
     check(0 <= decay < 1, f"ema_decay is {decay}: it must be from 0 to below 1")
     check(config.skip_norm > 0, f"skip_norm is {config.skip_norm}: it must be above 0")
-    two_betas = len(config.betas) == 2 and all(0 <= beta < 1 for beta in config.betas)
-    check(two_betas, f"betas is {config.betas}: two numbers from 0 to below 1 are needed")
+    below_one = all(0 <= beta < 1 for beta in config.betas)
+    check(below_one, f"betas is {config.betas}: two numbers from 0 to below 1 are needed")
 
 
 # %% ../nbs/03_training.ipynb #8adde24d

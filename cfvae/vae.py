@@ -12,7 +12,7 @@ import typing
 import torch
 from torch import nn
 
-from .core import check
+from .core import check, check_fields
 from .elbo import ELBO
 from .gaussian import DiagGaussian, kl_divergence
 
@@ -28,7 +28,7 @@ class VAEConfig:
     output_std: float = 0.1  # of p(x | z), in pixel units: finer differences hardly count
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
+        check_fields(self)
         usable = len(self.hidden) >= 1 and min(self.hidden) >= 1
         check(usable, f"hidden is {self.hidden}: at least one width of at least 1 is needed")
         check(self.size >= 1, f"size is {self.size}: it must be at least 1")

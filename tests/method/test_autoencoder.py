@@ -152,6 +152,12 @@ def test_psnr_against_the_formula():
     assert psnr(torch.ones(1), -torch.ones(1)).item() == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.parametrize("other", [(1, 3, 4, 4), (8, 1, 4, 4), (3, 4, 4)])
+def test_psnr_is_of_pairs(other):
+    with pytest.raises(CfvaeError, match="are no pairs"):
+        psnr(torch.zeros(8, 3, 4, 4), torch.zeros(other))
+
+
 @pytest.mark.parametrize("squared", [0.0, 1.0, 2.5])
 def test_loss_is_the_sum_of_both_errors(model, x, squared):
     loss, metrics = reconstruction_loss(squared=squared)(model, (x, None), None, 0)

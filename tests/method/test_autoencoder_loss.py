@@ -107,9 +107,9 @@ def assert_same(a, b):
     ("fields", "message"),
     [
         ({"l2_weight": -1.0}, "l2_weight is -1.0"),
-        ({"perceptual_weight": float("nan")}, "perceptual_weight is nan"),
-        ({"disc_weight": float("inf")}, "disc_weight is inf"),
-        ({"disc_weight": "0.5"}, "disc_weight is 0.5"),
+        ({"perceptual_weight": float("nan")}, "perceptual_weight is NaN"),
+        ({"disc_weight": float("inf")}, "disc_weight is Infinity"),
+        ({"disc_weight": "0.5"}, 'disc_weight is "0.5"'),
         ({"disc_start": 0}, "disc_start is 0"),
         ({"disc_start": 1.5}, "disc_start is 1.5"),
         ({"disc_layers": 0}, "disc_layers is 0"),

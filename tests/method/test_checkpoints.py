@@ -143,6 +143,20 @@ def test_the_advice_fits_what_the_system_says(tmp_path, monkeypatch, number, adv
         save_checkpoint(tmp_path, 1, WEIGHTS)
 
 
+@pytest.mark.parametrize("step", [-1, 1.5, "1", None, True])
+def test_a_step_is_counted(tmp_path, step):
+    with pytest.raises(CfvaeError, match="step is .*: a whole number from 0 is needed"):
+        save_checkpoint(tmp_path, step, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CfvaeError, match="the folder is ''"):
+        save_checkpoint("", 1, {})
+    assert not list(tmp_path.iterdir())
+
+
 def test_keep_must_be_positive(tmp_path):
     with pytest.raises(CfvaeError, match="keep is 0"):
         save_checkpoint(tmp_path, 1, WEIGHTS, keep=0)

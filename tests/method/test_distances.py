@@ -136,7 +136,7 @@ def test_an_outlier_fools_precision_and_not_coverage():
     assert density == pytest.approx(1 / 5) and coverage == pytest.approx(1 / 301)
 
 
-@pytest.mark.parametrize("measure", [frechet_distance, kernel_distance, density_coverage])
+@pytest.mark.parametrize("measure", [frechet_distance, kernel_distance, density_coverage, precision_recall])
 def test_what_cannot_be_compared(measure):
     points = normal(9, 4, 24)
     with pytest.raises(CfvaeError, match="real: features of more than"):
@@ -145,6 +145,13 @@ def test_what_cannot_be_compared(measure):
         measure(points, points[0])
     with pytest.raises(CfvaeError, match="4 and 3 numbers"):
         measure(points, points[:, :3])
+    for wrong in (math.nan, math.inf):
+        spoiled = points.clone()
+        spoiled[4, 2] = wrong
+        with pytest.raises(CfvaeError, match="real: features must be finite"):
+            measure(spoiled, points)
+        with pytest.raises(CfvaeError, match="drawn: features must be finite"):
+            measure(points, spoiled)
 
 
 # --- copies
@@ -176,5 +183,5 @@ def test_distances_are_of_what_a_file_would_hold():
 
 
 def test_images_of_another_size():
-    with pytest.raises(CfvaeError, match=r"shape \(2, 3, 16, 16\), but those of shapes are 8 pixels"):
+    with pytest.raises(CfvaeError, match=r"like shapes: .*\(n, 3, 8, 8\), is needed, not \(2, 3, 16, 16\)"):
         nearest_images(torch.zeros(2, 3, 16, 16), Shapes(4, size=8))

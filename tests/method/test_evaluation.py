@@ -53,6 +53,32 @@ def test_shipped_judge_knows_new_images():
     assert class_accuracy(shapes_classifier(), images, labels) >= 0.97
 
 
+@pytest.mark.parametrize(
+    ("images", "labels", "complaint"),
+    [
+        (pictures([0, 1]), [0, 11], "labels must be 0 to 10"),
+        (pictures([0, 1]), [-1, 1], "labels must be 0 to 10"),
+        (pictures([0, 1]), [0.0, 1.0], "labels are of the type float32"),
+        (pictures([0, 1]), [True, False], "labels are of the type bool"),
+        (pictures([0, 1]), [[0], [1]], "labels have the shape"),
+        (pictures([0, 1]), [0], "2 images but 1 labels"),
+        (pictures([0, 1])[:0], [], "images: .*not"),
+        (pictures([0, 1]) / 0, [0, 1], "images: finite numbers"),
+        (pictures([0, 1]).byte(), [0, 1], "images: .*not of uint8"),
+        (pictures([0, 1])[:, :1], [0, 1], "images: .*not"),
+    ],
+)
+def test_what_cannot_be_judged(images, labels, complaint):
+    with pytest.raises(CfvaeError, match=complaint):
+        class_accuracy(Known(), images, labels)
+
+
+def test_images_of_another_size_than_the_judge_knows():
+    for judge in (Classifier(TINY), PhotoClassifier(PhotoClassifierConfig(size=8, widths=(8, 8)))):
+        with pytest.raises(CfvaeError, match=r"images: .*\(n, 3, 8, 8\), is needed, not \(2, 3, 16, 16\)"):
+            class_accuracy(judge, torch.zeros(2, 3, 16, 16), [0, 1])
+
+
 def test_shipped_judge_is_ready_to_use():
     judge = shapes_classifier()
     assert not judge.training and all(p.dtype == torch.float32 for p in judge.parameters())

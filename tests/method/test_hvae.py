@@ -895,3 +895,32 @@ def test_kl_is_shared_with_the_gaussian_lesson():
         for made in (block.posterior_block, block.prior_block)
     )
     assert torch.allclose(model(data(model)).rates[:, 0], kl_divergence(q, p).expand(3), rtol=1e-5)
+
+
+# what is no label, no z, no rule and no count
+
+
+def test_requests_that_would_be_taken_for_others():
+    model = build(num_classes=3)
+    with pytest.raises(CfvaeError, match="labels are of the type bool"):
+        model.sample(2, torch.tensor([True, False]))
+    for guidance in (3.0, "3", (1, 2), True):
+        with pytest.raises(CfvaeError, match="guidance is .*: a rule is needed"):
+            model.sample(2, [0, 1], guidance=guidance)
+    for n in (-1, 1.5, "2", True):
+        with pytest.raises(CfvaeError, match="n is .*: a whole number from 0"):
+            model.sample(n)
+
+
+def test_z_of_another_shape_is_not_stretched():
+    model = build(num_classes=3)
+    z = [torch.zeros(2, *shape) for shape in model.latent_shapes]
+    first = z[0]
+    for wrong in (first.repeat(1, 1, 3, 3), first[:, :1], first[0]):
+        with pytest.raises(CfvaeError, match="the z have the shapes"):
+            model.decode([wrong], [0, 1])
+    with pytest.raises(CfvaeError, match="the z have the shapes"):
+        model.decode([first, z[1][:1]], [0, 1])
+    for depth in (1.5, "all"):
+        with pytest.raises(CfvaeError, match="depth is .*: a whole number is needed"):
+            model.reconstruct(torch.zeros(2, 2, 4, 4), [0, 1], depth)

@@ -220,7 +220,7 @@ def test_reconstruct_depths(pipe):
             pipe.reconstruct(x, labels, depth)
     with pytest.raises(CfvaeError, match="needs labels"):
         pipe.reconstruct(x)
-    with pytest.raises(CfvaeError, match="images of shape"):
+    with pytest.raises(CfvaeError, match=r"images: .* \(n, 3, 16, 16\)"):
         pipe.reconstruct(torch.zeros(1, 3, 8, 8), [0])
 
 
@@ -456,6 +456,14 @@ def test_parts_must_fit(pipe):
         LatentVAEPipeline(larger, pipe.vae, pipe.scaler, CLASSES)
 
 
+def test_names_and_scaler_must_fit(pipe):
+    for classes, complaint in ((("a", "a", "b"), "two classes are called a"), ((1, 2, 3), "a list of names")):
+        with pytest.raises(CfvaeError, match=complaint):
+            LatentVAEPipeline(pipe.autoencoder, pipe.vae, pipe.scaler, classes)
+    with pytest.raises(CfvaeError, match="the scaler has numbers for 2 channels, but the code has 4"):
+        LatentVAEPipeline(pipe.autoencoder, pipe.vae, LatentScaler([0.0, 0.0], 1.0), CLASSES)
+
+
 def test_unwritable_folder(pipe, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CfvaeError, match="cannot save the pipeline"):
@@ -483,7 +491,20 @@ CONTRADICTIONS = {
     "too_little_noise": (lambda p: {"n": 2, "eps": p.vae.noise(2)[:1]}, "eps has 1 tensors"),
     "one_tensor_as_noise": (lambda p: {"n": 2, "eps": p.vae.noise(2)[0]}, "eps must be a list"),
     "a_number_as_noise": (lambda p: {"eps": 3}, "eps must be a list"),
-    "numbers_as_noise": (lambda p: {"eps": [1, 2, 3]}, "eps must be a list"),
+    "numbers_as_noise": (lambda p: {"eps": [1, 2, 3]}, r"eps\[0\]: a tensor of floats"),
+    "noise_of_another_shape": (lambda p: {"eps": p.vae.noise(1)[::-1]}, r"eps\[0\]: .*\(n, 2, 1, 1\)"),
+    "whole_noise": (lambda p: {"eps": [e.long() for e in p.vae.noise(1)]}, r"eps\[0\]: .*not of int64"),
+    "noise_that_is_not_finite": (
+        lambda p: {"eps": [e / 0 for e in p.vae.noise(1)]},
+        r"eps\[0\]: finite numbers",
+    ),
+    "a_weight_as_guidance": (
+        lambda p: {"labels": [1], "guidance": 3.0},
+        r"guidance is 3.0: .*Guidance\(3.0\)",
+    ),
+    "weights_as_guidance": (lambda p: {"labels": [1], "guidance": (1, 2)}, r"guidance is \(1, 2\)"),
+    "a_text_as_guidance": (lambda p: {"labels": [1], "guidance": "3"}, "guidance is '3'"),
+    "a_truth_as_guidance": (lambda p: {"labels": [1], "guidance": True}, "guidance is True"),
     "labels_of_another_n": (lambda p: {"labels": [0, 1], "n": 5}, "n is 5, but there are 2 labels"),
     "fractions": (lambda p: {"labels": [0.5, 1.7]}, "whole numbers"),
     "truths": (lambda p: {"labels": [True, False]}, "whole numbers"),
@@ -538,6 +559,62 @@ def test_reconstruct_refuses_other_labels(pipe):
     ):
         with pytest.raises(CfvaeError, match=complaint):
             pipe.reconstruct(x, labels)
+
+
+PICTURES = 2 * torch.rand(2, 3, 16, 16, generator=make_generator(0)) - 1
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        PICTURES.byte(),
+        PICTURES.numpy(),
+        None,
+        PICTURES[:0],
+        PICTURES[0],
+        PICTURES[:, :1],
+        PICTURES[..., :8],
+        127.5 * (PICTURES + 1),
+        PICTURES / 0,
+    ],
+)
+def test_images_that_are_none(pipe, images):
+    for action in (pipe.encode, lambda x: pipe.reconstruct(x, [0, 1])):
+        with pytest.raises(CfvaeError, match="^images: .*needed, not "):
+            action(images)
+
+
+def test_floats_of_every_width(pipe):
+    noise = pipe.vae.noise(2, make_generator(0))
+    expected, drawn = pipe.reconstruct(PICTURES, [0, 1]), draw(pipe, [0, 1], eps=noise)
+    codes = pipe.encode(PICTURES)
+    for kind in (torch.float64, torch.float16):
+        assert torch.allclose(pipe.reconstruct(PICTURES.to(kind), [0, 1]), expected, atol=0.01)
+        assert torch.allclose(draw(pipe, [0, 1], eps=[layer.to(kind) for layer in noise]), drawn, atol=0.01)
+        assert torch.allclose(pipe.decode(codes.to(kind)), pipe.decode(codes), atol=0.01)
+
+
+def test_codes_and_depths_that_are_none(pipe):
+    codes = pipe.encode(PICTURES)
+    for wrong in (codes[:, :3], codes.long(), codes.detach().numpy(), codes[:0], codes[0]):
+        with pytest.raises(CfvaeError, match=r"^codes: .*\(n, 4, 4, 4\), is needed, not "):
+            pipe.decode(wrong)
+    for depth in (1.5, "all"):
+        with pytest.raises(CfvaeError, match=f"depth is {depth!r}: a whole number"):
+            pipe.reconstruct(PICTURES, [0, 1], depth)
+
+
+def test_a_folder_and_a_type_to_save_as(pipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for dtype in (torch.int8, torch.float64, "float16", None):
+        with pytest.raises(CfvaeError, match="dtype is .*: use torch.float32"):
+            pipe.save_pretrained("model", dtype)
+    for path in ("", None, 5):
+        with pytest.raises(CfvaeError, match=f"the folder is {path!r}: give its path"):
+            pipe.save_pretrained(path)
+        with pytest.raises(CfvaeError, match=f"the model is {path!r}: give its path"):
+            LatentVAEPipeline.from_pretrained(path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
