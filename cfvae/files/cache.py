@@ -1,6 +1,7 @@
 """A data set decoded once, kept as one array that can be memory-mapped."""
 
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ..checkpoints import write_synced
 from ..core import CfvaeError, check
 from ..data import ImageDataset
 from .arrays import NO_ARRAY, RowWriter
@@ -114,7 +116,7 @@ def store_images(
     skipped: list[tuple[str, str]] = []
     enlarged = 0
     extreme: list[str] = []
-    digest = hashlib.sha256(repr(classes).encode("utf-8", "backslashreplace"))
+    digest = _digest_classes(classes)
     with RowWriter(folder / "images.npy", "|u1", (3, size, size)) as writer:
         for (pixels, about), name, label in zip(decoded, names, labels, strict=True):
             if pixels is None:
@@ -131,15 +133,40 @@ def store_images(
 
     kept_labels = np.array(kept, dtype=np.int64)
     digest.update(kept_labels.tobytes())
-    np.save(folder / "labels.npy", kept_labels)
+    buffer = io.BytesIO()
+    np.save(buffer, kept_labels)
+    write_synced(folder / "labels.npy", buffer.getbuffer())
     about_all = {
         "classes": classes,
         "skipped": skipped,
         "small": enlarged,
         "extreme": extreme,
         "fingerprint": digest.hexdigest(),
+        "written": _when_written(folder),
     }
-    (folder / "meta.json").write_text(json.dumps(about_all), encoding="utf-8")
+    write_synced(folder / "meta.json", json.dumps(about_all).encode())
+
+
+def _digest_classes(classes: typing.Iterable[str]) -> "hashlib._Hash":
+    "The beginning of a copy's fingerprint; the images' bytes follow, then those of the labels."
+    return hashlib.sha256(repr(tuple(classes)).encode("utf-8", "backslashreplace"))
+
+
+def _when_written(folder: Path) -> list[list[int]]:
+    "Sizes and times of change of the arrays: the same ones hold the same numbers."
+    statuses = [os.stat(folder / name) for name in ("images.npy", "labels.npy")]
+    return [[status.st_size, status.st_mtime_ns] for status in statuses]
+
+
+def _is_intact(folder: Path, meta: dict, images: np.ndarray, labels: np.ndarray) -> bool:
+    "Whether the arrays are those that were written. Only where a file has changed all of it is read."
+    if meta.get("written") == _when_written(folder):
+        return True
+    digest = _digest_classes(meta["classes"])
+    for start in range(0, len(images), BLOCK):
+        digest.update(images[start : start + BLOCK].tobytes())
+    digest.update(labels.tobytes())
+    return digest.hexdigest() == meta["fingerprint"]
 
 
 def load_or_fill(
@@ -175,6 +202,7 @@ def _load(folder: Path, size: int, name: str) -> FileImages | None:
         labels = np.load(folder / "labels.npy")
         fits = images.shape == (len(labels), 3, size, size) and images.dtype == np.uint8
         check(fits, "the array does not fit its labels")
+        check(_is_intact(folder, meta, images, labels), "the arrays are not those that were written")
         dataset = FileImages(images, labels, meta["classes"], name, str(meta["fingerprint"]))
         dataset.skipped = [(str(image), str(reason)) for image, reason in meta["skipped"]]
         dataset.enlarged = int(meta["small"])

@@ -117,12 +117,14 @@ class Checkpointer(Callback):
         every: int,  # steps between checkpoints
         resume: bool = False,  # go on from the newest checkpoint, or from the beginning where there is none
         keep: int = 2,  # how many checkpoints stay
+        data: str = "",  # fingerprint of what is learned from: checkpoints of other data are refused
     ) -> None:
         check(every >= 1 and keep >= 1, f"every is {every} and keep is {keep}: both have to be at least 1")
         self.folder = Path(folder)
         self.every = every
         self.resume = resume
         self.keep = keep
+        self.data = data
         self.saved: int | None = None  # the step that is on disk
 
     def on_start(self, state: TrainingState) -> None:
@@ -154,13 +156,19 @@ class Checkpointer(Callback):
         step, saved_state = newest
         _check_counts(saved_state, self.folder, step)
         _check_finite(saved_state, self.folder, step)
+        learned_from = saved_state.get("config", {}).pop("data", self.data)  # older ones do not say
+        check(
+            learned_from == self.data,
+            f"the checkpoint in {self.folder} learned from other data than this run has now: images or "
+            "autoencoder are others. Bring the old ones back, or choose another folder",
+        )
         _resume(state, saved_state, self.folder)
         return step
 
     def _save(self, state: TrainingState) -> None:
         if state.step != self.saved and state.is_main:
-            with_config = {**state.state_dict(), "config": config_to_dict(state.config)}
-            save_checkpoint(self.folder, state.step, with_config, self.keep)
+            config = {**config_to_dict(state.config), "data": self.data}
+            save_checkpoint(self.folder, state.step, {**state.state_dict(), "config": config}, self.keep)
         self.saved = state.step
 
 

@@ -82,13 +82,20 @@ def find_judges(
     if source == "inception":
         return [inception_judge(_fetch_inception(), device)]
 
+    check_source(source)
+    path = Path(source)
+    return [_own_judge(path, dataset, device) if path.is_dir() else inception_judge(path, device)]
+
+
+def check_source(
+    source: str,  # as for `find_judges`
+) -> None:
+    "Raises `CfvaeError` for what names no judge, before there is anything to judge."
     path = Path(source)
     known = "use own, inception, a classifier's folder, or a .pth file of Inception's weights"
-    check(path.exists(), f"--features is '{source}', and no file is called so: {known}")
-    if path.is_dir():
-        return [_own_judge(path, dataset, device)]
-    check(path.suffix == ".pth", f"--features is {path}: {known}")
-    return [inception_judge(path, device)]
+    named = source in ("own", "inception")
+    check(named or path.exists(), f"--features is '{source}', and no file is called so: {known}")
+    check(named or path.is_dir() or path.suffix == ".pth", f"--features is {path}: {known}")
 
 
 def is_shapes(

@@ -106,10 +106,12 @@ def read_log(
 
 
 def _is_whole(line: object) -> bool:
-    "Whether a line of a log has the numbers that every line has."
-    if not isinstance(line, dict):
+    "Whether a line of a log has the numbers that every line has, and nothing but numbers."
+    if not isinstance(line, dict) or not line.keys() >= set(ALWAYS_LOGGED):
         return False
-    return all(isinstance(line.get(name), (int, float)) for name in ALWAYS_LOGGED)
+    values = [value for entry in line.values() for value in (entry if isinstance(entry, list) else [entry])]
+    numbers = all(type(value) is float or (type(value) is int and abs(value) < 2**63) for value in values)
+    return numbers and type(line["step"]) is int and line["step"] >= 0
 
 
 class TensorBoardLog(Callback):

@@ -75,13 +75,14 @@ def _watchers(
     draw: typing.Callable[[typing.Any], torch.Tensor],  # averaged model -> images
     columns: int,  # images per row
     extra: typing.Sequence[Callback],  # further callbacks
+    data: str,  # fingerprint of what is learned from
 ) -> list[Callback]:
     """Who watches a stage. Log and pictures come before the checkpointer, so that they have all that a
     checkpoint counts as done; the others after it, so that they see the step it resumes from."""
     return [
         JsonLog(folder / "log.jsonl"),
         PictureLog(folder / "pictures", draw, columns),
-        Checkpointer(folder / "checkpoints", config.checkpoint_every, resume),
+        Checkpointer(folder / "checkpoints", config.checkpoint_every, resume, data=data),
         TensorBoardLog(folder / "tensorboard"),
         ProgressBar(folder.name),
         *extra,
@@ -110,10 +111,11 @@ def train_autoencoder(
     assert isinstance(sizes, AutoencoderConfig), "a borrowed first stage is not trained"
     model = first_stage(sizes, recipe.autoencoder_loss)
     loss_fn = first_stage_loss(recipe.autoencoder_loss, recipe.flip)
-    watchers = _watchers(folder, config, resume, draw, len(shown), extra)
+    watchers = _watchers(folder, config, resume, draw, len(shown), extra, images.fingerprint)
     state = fit(model, images, loss_fn, config, watchers, take_step=RecordedStep())
     if state.step == config.steps and state.is_main:
         averaged = typing.cast(Autoencoder | TwoPlayers, state.ema.module)
+        _check_finite(averaged, "autoencoder_training")
         save_whole(autoencoder_of(averaged).cpu(), folder / "model")
     return state
 
@@ -162,15 +164,26 @@ def train_vae(
         return LatentVAEPipeline(autoencoder, model, scaler, classes).to(model.decoder.start.device)
 
     draw = _vae_pictures(recipe, held, pipeline)
-    watchers = _watchers(folder, config, resume, draw, min(SHOWN, len(held)), extra)
+    watchers = _watchers(folder, config, resume, draw, min(SHOWN, len(held)), extra, latents.fingerprint)
     seed_everything(config.seed)
     model = HierarchicalVAE(recipe.vae)
     loss_fn = vae_loss(recipe.objective)
     state = fit(model, latents, loss_fn, config, watchers, take_step=RecordedStep())
     if state.is_main:
         averaged = typing.cast(HierarchicalVAE, state.ema.module)
+        _check_finite(averaged, "vae_training")
         save_whole(pipeline(averaged.cpu()), out / "pipeline")
     return state
+
+
+def _check_finite(model: torch.nn.Module, part: str) -> None:
+    "Raises `CfvaeError` for a model that is not worth saving: an earlier one stays as it is."
+    finite = all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
+    check(
+        finite,
+        "training diverged: its weights are not finite, and no model was saved. Train anew, into another "
+        f"folder, with a lower {part}.learning_rate",
+    )
 
 
 def train(

@@ -140,6 +140,11 @@ def test_reading_an_absent_log(tmp_path):
         b'{"step": 2}',
         b'{"step": "2", "loss": 1, "skipped": 0, "examples_per_second": 1}',
         b'{"step": 2, "loss": null, "skipped": 0, "examples_per_second": 1}',
+        b'{"step": 2, "loss": 1' + 400 * b"0" + b', "skipped": 0, "examples_per_second": 1}',
+        b'{"step": true, "loss": 1, "skipped": 0, "examples_per_second": 1}',
+        b'{"step": -2, "loss": 1, "skipped": 0, "examples_per_second": 1}',
+        b'{"step": 2, "loss": 1, "skipped": 0, "examples_per_second": 1, "rate": "much"}',
+        b'{"step": 2, "loss": 1, "skipped": 0, "examples_per_second": 1, "rates": [1, "x"]}',
         b"[" * 100_000,
     ],
     ids=lambda bad: repr(bad[:20]),
@@ -475,6 +480,21 @@ def test_a_checkpoint_that_counts_otherwise_is_refused(tmp_path, part, value):
     save_checkpoint(tmp_path, step, {**state, part: value})
     with pytest.raises(CfvaeError, match="of step 12 .* does not say what was done: remove it"):
         train([Checkpointer(tmp_path, every=5, resume=True)])
+
+
+def test_a_checkpoint_that_learned_from_other_data_is_refused(tmp_path, undisturbed):
+    train([Checkpointer(tmp_path, every=5, data="a"), StopAt(12)])
+    with pytest.raises(CfvaeError, match="learned from other data than this run has now"):
+        train([Checkpointer(tmp_path, every=5, resume=True, data="b")])
+    assert_same(train([Checkpointer(tmp_path, every=5, resume=True, data="a")]).state_dict(), undisturbed)
+
+
+def test_a_checkpoint_that_does_not_say_what_it_learned_from_goes_on(tmp_path, undisturbed):
+    train([Checkpointer(tmp_path, every=5), StopAt(12)])
+    step, state = load_checkpoint(tmp_path)
+    del state["config"]["data"]  # as earlier versions saved it
+    save_checkpoint(tmp_path, step, state)
+    assert_same(train([Checkpointer(tmp_path, every=5, resume=True, data="a")]).state_dict(), undisturbed)
 
 
 def test_forgotten_resume_is_refused_and_nothing_is_lost(tmp_path):

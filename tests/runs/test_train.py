@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 import warnings
 from pathlib import Path
@@ -206,6 +207,14 @@ def test_fewer_steps_than_are_done_are_refused(run):
     with pytest.raises(CfvaeError, match="4 steps of stage two are done already: --steps must be 4 or more"):
         train(tiny(vae_training__steps=2), "shapes:n=60", run, resume=True)
     assert (run / "recipe.json").read_bytes() == before
+
+
+def test_a_model_that_diverged_is_not_saved(tmp_path):
+    wild = tiny(autoencoder_training__learning_rate=1e38, autoencoder_training__skip_norm=math.inf)
+    message = r"training diverged: .* no model was saved.* a lower autoencoder_training\.learning_rate"
+    with pytest.raises(CfvaeError, match=message):
+        train(wild, "shapes:n=60", tmp_path / "run")
+    assert not (tmp_path / "run" / "autoencoder" / "model").exists()
 
 
 PIXELS = {

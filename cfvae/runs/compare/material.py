@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import typing
 from pathlib import Path
 
 import torch
@@ -84,13 +85,13 @@ def gather(
 
 def _as_planned(recipe: Recipe, plan: Plan, pipe: LatentVAEPipeline | None) -> Recipe:
     "The recipe with the sizes of what is given, on the devices that the plan means."
+    if plan.vae is not None and (Path(plan.vae) / "recipe.json").is_file():
+        recipe = dataclasses.replace(load_recipe(plan.vae), data=recipe.data)  # with its held-out images
     if pipe is not None:
-        recipe = dataclasses.replace(recipe, autoencoder=pipe.autoencoder.config)
-    if plan.vae is not None and pipe is not None:
-        if (Path(plan.vae) / "recipe.json").is_file():
-            recipe = dataclasses.replace(load_recipe(plan.vae), data=recipe.data)  # with its held-out images
-        conditional = pipe.vae.config.num_classes > 0
-        recipe = dataclasses.replace(recipe, vae=pipe.vae.config, conditional=conditional)
+        given: dict[str, typing.Any] = {"autoencoder": pipe.autoencoder.config}
+        if plan.vae is not None:
+            given |= {"vae": pipe.vae.config, "conditional": pipe.vae.config.num_classes > 0}
+        recipe = dataclasses.replace(recipe, **given)  # at once: the two fit each other
     first = dataclasses.replace(recipe.autoencoder_training, device=plan.device)
     second = dataclasses.replace(recipe.vae_training, device="cpu" if plan.jobs > 1 else plan.device)
     return dataclasses.replace(recipe, autoencoder_training=first, vae_training=second)

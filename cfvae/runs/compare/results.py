@@ -1,7 +1,6 @@
 """What comparison.json holds, put together from the files of a comparison."""
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from ...core import config_to_dict
 from .contestant import Contestant, Material
 from .judging import Jury, Point
 from .material import Plan
-from .training import Fields, Job, read_result
+from .training import Fields, Job, read_kept, read_result
 from ..machine import describe_machine
 
 
@@ -61,7 +60,7 @@ def collect_points(
     collected = []
     for (model, style), cost in costs.items():
         same = [point for point in points if (point.job.model, point.style.name) == (model, style)]
-        results = [json.loads((out / point.path).read_text(encoding="utf-8")) for point in same]
+        results = [read_kept(out / point.path, {"measures"}) for point in same]
         drawn = same[0].style
         about = {"model": model, "name": style, "title": drawn.title, "style": dataclasses.asdict(drawn)}
         collected.append({**about, **cost, "measures": average(results)})

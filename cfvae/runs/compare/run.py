@@ -30,12 +30,16 @@ from .training import (
     Job,
     example_flops,
     load_trained,
+    read_kept,
     read_result,
     run_job,
     steps_for,
 )
+from ..free import refuse_foreign
+from ..judges import check_source
 from ..output import say
 
+SETTINGS = {"recipe", "images", "codes", "budget", "n", "features", "vae"}  # fields of settings.json
 MOST_ON_A_CPU = 128  # evaluations for an image; more take hours there
 
 
@@ -46,6 +50,7 @@ def compare(
 ) -> Fields:
     "Train, draw and judge; what comparison.json holds. Raises `CfvaeError` where that cannot be done."
     _check_folder(out)
+    check_source(plan.features)
     place = get_device(plan.device)
     with FolderLock(out), _fast_products():
         pipe = given_pipeline(plan)
@@ -69,7 +74,7 @@ def compare(
             judges.run(judge, [point for point in points if not (out / point.path).is_file()])
 
         costs = _measure_costs(contestants, points, place, out)
-        floors = _keep(out / "floors.json", lambda: measure_floors(material, jury, others, place))
+        floors = _keep(out / "floors.json", {"real"}, lambda: measure_floors(material, jury, others, place))
         models = {}
         for name, contestant in contestants.items():
             jobs = [job for job in finals if job.model == name]
@@ -102,6 +107,7 @@ def _check_folder(out: Path) -> None:
     "Raises `CfvaeError` for a folder with anything but a comparison."
     check(out != Path(), "--out is empty, or the current folder: name a folder, such as runs/comparison")
     check(out.is_dir() or not out.exists(), f"{out} is a file: choose another --out")
+    refuse_foreign(out, ("settings.json",), SETTINGS)
     if out.is_dir() and not (out / "settings.json").is_file():
         known = {"first-stage", "codes", LOCK_FILE, OWNER_FILE}  # what is written before the settings
         foreign = sorted(path.name for path in out.iterdir() if path.name not in known)
@@ -154,7 +160,7 @@ def _claim(out: Path, material: Material, plan: Plan, budget: float) -> None:
     }
     settings = json.loads(json.dumps(settings))
     path = out / "settings.json"
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
+    earlier = read_kept(path, SETTINGS) if path.is_file() else settings
     changed = [name for name in settings if settings[name] != earlier.get(name)]
     check(
         not changed,
@@ -224,7 +230,8 @@ def _measure_costs(
         name = point.job.model
         if point.job.seed == 0:
             measure = functools.partial(_measure_cost, contestants[name], point, place, out)
-            costs[name, point.style.name] = _keep(out / "costs" / name / f"{point.style.name}.json", measure)
+            path = out / "costs" / name / f"{point.style.name}.json"
+            costs[name, point.style.name] = _keep(path, {"gflop_per_image", "seconds_per_image"}, measure)
     return costs
 
 
@@ -233,10 +240,10 @@ def _measure_cost(contestant: Contestant, point: Point, place: torch.device, out
     return measure_cost(contestant, model, point.style)
 
 
-def _keep(path: Path, measure: typing.Callable[[], Fields]) -> Fields:
+def _keep(path: Path, needed: set[str], measure: typing.Callable[[], Fields]) -> Fields:
     "What was measured before, or is measured now and kept."
     if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_kept(path, needed)
     fields = measure()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_synced(path, json.dumps(fields, indent=1, allow_nan=False).encode())

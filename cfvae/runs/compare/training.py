@@ -17,6 +17,7 @@ from ...core import CfvaeError, check, count_parameters, get_device, make_genera
 from ...training import Callback, Metrics, TrainingState, fit
 from .contestant import Contestant, Material
 from .models import MODELS
+from ..folder import read_fields
 from ..machine import finish, forget_peak, peak_memory
 from ..output import say
 from ..recorded import RecordedStep
@@ -176,7 +177,19 @@ def read_result(
 ) -> Fields | None:
     "What was measured; None where the training has not been finished."
     path = out / job.folder / "result.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_kept(path, {"rate", "loss"}) if path.is_file() else None
+
+
+def read_kept(
+    path: Path,  # of a file that the comparison wrote earlier
+    needed: set[str],  # fields that it has
+) -> Fields:
+    "What was kept. Raises `CfvaeError` for a damaged file."
+    way_out = "remove it, and the same command makes it again"
+    fields = read_fields(path, way_out)
+    missing = ", ".join(sorted(needed - fields.keys()))
+    check(not missing, f"{path} cannot be read (it has no {missing}): {way_out}")
+    return fields
 
 
 def load_trained(
