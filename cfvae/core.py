@@ -21,6 +21,7 @@ __all__ = [
     "image_grid",
     "set_style",
     "show_images",
+    "similar_names",
     "check_fields",
     "config_from_dict",
     "config_to_dict",
@@ -151,7 +152,7 @@ def check_path(
 
 # %% ../nbs/00_core.ipynb #fa43696d
 def seed_everything(
-    seed: int,  # any integer; the same seed gives the same run
+    seed: int,  # of 64 bits, of which NumPy and a CPU see the last 32; the same seed gives the same run
 ) -> None:
     "Seed the global generators of Python, NumPy and PyTorch (initial weights come from the last)."
     random.seed(seed)
@@ -160,7 +161,7 @@ def seed_everything(
 
 
 def make_generator(
-    seed: int,  # any integer
+    seed: int,  # of 64 bits; a CPU's generator sees the last 32, so 0 and 2**32 are the same to it
     device: str | torch.device = "cpu",  # where the generator lives; noise is drawn there
 ) -> torch.Generator:
     "A generator of its own: two runs can share their noise whatever else draws random numbers."
@@ -378,6 +379,18 @@ def _as_json(value: typing.Any) -> str:
 _Config = typing.TypeVar("_Config", bound="DataclassInstance")
 
 
+def similar_names(
+    name: str,  # as it was given
+    known: typing.Iterable[str],  # those that are right
+) -> list[str]:
+    "Up to three known names that sound alike, by their letters or initials (lr); all where none does."
+    known = sorted(known)
+    initials = [one for one in known if "".join(word[:1] for word in one.split("_")) == name]
+    close = difflib.get_close_matches(name, known, n=3)
+    inside = [one for one in known if len(name) > 2 and name in one]
+    return (initials or close or inside)[:3] or known
+
+
 def _field_value(owner: str, field: dataclasses.Field, kind: typing.Any, value: typing.Any) -> typing.Any:
     "A value as the field holds it. Raises `CfvaeError` for one of another type or of absurd size."
     value = _plain(value)
@@ -421,7 +434,7 @@ def config_from_dict(
     known = {field.name: field for field in dataclasses.fields(cls)}
     for name in fields:
         if name not in known:
-            similar = difflib.get_close_matches(str(name), known, n=3) or sorted(known)
+            similar = similar_names(str(name), known)
             unknown = str(name)[:80]
             raise CfvaeError(f"{cls.__name__} has no field {unknown!r}: did you mean {', '.join(similar)}?")
 

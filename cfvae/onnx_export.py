@@ -30,7 +30,7 @@ from torch import nn
 
 from .autoencoder import Autoencoder
 from .checkpoints import write_synced
-from .core import CfvaeError, check, make_generator
+from .core import CfvaeError, check, check_path, make_generator
 from .gaussian import DiagGaussian
 from .guidance import Guidance, guide
 from cfvae.hvae import (
@@ -380,7 +380,7 @@ def export_onnx(
         "the first stage comes from elsewhere: "
         "only a pipeline with an autoencoder of this package can be exported",
     )
-    folder = Path(folder)
+    folder = check_path(folder)
     _refuse_foreign(folder)
     try:
         _try_to_write(folder)

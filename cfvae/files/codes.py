@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..autoencoder import Autoencoder
 from ..checkpoints import way_out_of, write_synced
-from ..core import CfvaeError, check, device_of
+from ..core import CfvaeError, check, check_path, device_of
 from ..data import ImageDataset
 from ..latents import LatentDataset, LatentScaler, weights_fingerprint
 from ..pretrained import PretrainedAutoencoder
@@ -49,7 +49,7 @@ def encode_dataset(
     Codes already in `folder` are used if they are whole and autoencoder, images and flip still the same, else
     made anew. Raises `CfvaeError` for codes that are not finite, where they cannot be written, where another
     process is writing them, and where the files in their place are not of cfvae."""
-    folder = Path(folder)
+    folder = check_path(folder)
     labels = dataset.labels.repeat(2 if flip else 1)
     fingerprint = _fingerprint(autoencoder, dataset, flip)
 

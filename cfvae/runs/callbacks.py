@@ -1,5 +1,6 @@
 """What watches a run: progress, pictures, the clock, signals, checkpoints."""
 
+import numbers
 import signal
 import sys
 import threading
@@ -98,7 +99,8 @@ class TimeLimit(Callback):
         self,
         minutes: float,  # from now on
     ) -> None:
-        check(minutes > 0, f"max-minutes is {minutes}: it must be above 0")
+        usable = isinstance(minutes, numbers.Real) and minutes > 0
+        check(usable, f"max-minutes is {minutes!r}: a number above 0 is needed")
         self.deadline = time.monotonic() + 60 * minutes
 
     def on_step(self, state: TrainingState, metrics: Metrics) -> None:

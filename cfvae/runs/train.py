@@ -11,7 +11,7 @@ from accelerate import PartialState
 
 from ..autoencoder import Autoencoder, AutoencoderConfig
 from ..autoencoder_loss import TwoPlayers, autoencoder_of, first_stage, first_stage_loss
-from ..core import check, get_device, make_generator, seed_everything
+from ..core import check, check_path, get_device, make_generator, seed_everything
 from ..data import ImageDataset, hold_out
 from ..files.codes import encode_dataset, encode_share
 from ..files.lock import FolderLock
@@ -198,7 +198,7 @@ def train(
     """Train both stages into a run folder: True where all that was asked for is done.
 
     False: it was stopped, and `resume` takes it up again. Raises `CfvaeError` where it cannot be done."""
-    out = Path(out)
+    out = check_path(out)
     signals = signals or StopOnSignal()
     extra: list[Callback] = [signals] if max_minutes is None else [signals, TimeLimit(max_minutes)]
 
@@ -233,6 +233,10 @@ def train(
 
 
 def _check_request(recipe: Recipe, data: object, stage: str) -> None:
+    kind = type(recipe).__name__
+    check(
+        isinstance(recipe, Recipe), f"the recipe is of the type {kind}: cfvae.runs.presets.preset makes one"
+    )
     way_out = "give a name, such as folder:PATH, or the images as a cfvae.data.ImageDataset"
     usable = isinstance(data, (str, ImageDataset))
     check(usable, f"the data are of the type {type(data).__name__}: {way_out}")

@@ -421,3 +421,10 @@ def test_one_bar_is_enough_for_several_processes(images, tmp_path, capsys):
     for rank in (1, 0):
         encode_share(Stub(), images, tmp_path / "codes", flip=False, rank=rank, shares=2)
         assert ("encoding" in capsys.readouterr().err) == (rank == 0)
+
+
+def test_codes_go_into_a_folder_that_is_named(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CfvaeError, match="the folder is ''"):
+        encode_dataset(Stub(), images, "")
+    assert not list(tmp_path.iterdir())

@@ -315,6 +315,13 @@ def test_missing_package(tmp_path, monkeypatch, package):
     assert not (tmp_path / "out").exists()
 
 
+def test_folder_has_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CfvaeError, match="the folder is ''"):
+        export_onnx(build(), "")
+    assert not list(tmp_path.iterdir())
+
+
 def test_folder_is_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "cfvae.onnx_export._trace", lambda half: pytest.fail("the place has to be checked before the work")

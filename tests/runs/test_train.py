@@ -176,8 +176,23 @@ def test_time_limit_and_resume(run, tmp_path):
     assert train(tiny(), "shapes:n=60", tmp_path / "run", resume=True) is True
     ours, theirs = load_model(run).vae.state_dict(), load_model(tmp_path / "run").vae.state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)  # stopped and resumed, or not
-    with pytest.raises(CfvaeError, match="max-minutes is 0"):
-        train(tiny(), "shapes:n=60", tmp_path / "other", max_minutes=0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({"recipe": "shapes-demo"}, "the recipe is of the type str: .*preset"),
+        ({"out": ""}, "the folder is ''"),
+        ({"out": None}, "the folder is None"),
+        ({"max_minutes": 0}, "max-minutes is 0"),
+        ({"max_minutes": "5"}, "max-minutes is '5': a number above 0"),
+    ],
+)
+def test_requests_that_are_refused_before_anything_is_written(tmp_path, monkeypatch, changed, complaint):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CfvaeError, match=complaint):
+        train(**{"recipe": tiny(), "data": "shapes:n=60", "out": tmp_path / "run"} | changed)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("stage", ["all", "autoencoder"])
