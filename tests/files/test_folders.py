@@ -279,3 +279,9 @@ def test_odd_names(tmp_path_factory, folders, name):
         list(dataset.classes) == [printable(folder) for folder in sorted(written)]
         and "\n" not in dataset.skipped[0][0]
     )
+
+
+def test_messages_call_a_folder_by_its_name_or_else_by_its_path(tmp_path):
+    for name, called in (("photos", "photos"), (None, str(tmp_path))):
+        with pytest.raises(CfvaeError, match=f"^{re.escape(called)} holds no images"):
+            list_folder(tmp_path, name=name)

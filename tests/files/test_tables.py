@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -126,3 +127,9 @@ def test_a_folder_is_no_table_and_a_table_has_one_split(pictures):
     (pictures / "plain.csv").write_bytes(TEXTS["plain.csv"])
     with pytest.raises(CfvaeError, match="no validation split"):
         open_dataset(f"table:{pictures / 'plain.csv'}", 8, train=False, cache=pictures / "cache")
+
+
+def test_messages_call_a_table_by_its_name_or_else_by_its_path(pictures):
+    for name, called in (("photos", "photos"), (None, str(pictures / "plain.csv"))):
+        with pytest.raises(CfvaeError, match=f"^{re.escape(called)} has no validation split"):
+            list_table(pictures / "plain.csv", train=False, name=name)
