@@ -114,7 +114,8 @@ def check_batch(
     if not isinstance(x, torch.Tensor):
         raise CfvaeError(f"{name}: {needed}, not a {type(x).__name__}")
     kind = str(x.dtype).removeprefix("torch.")
-    check(x.is_floating_point(), f"{name}: {needed}, not of {kind} (from_uint8 makes it of bytes)")
+    way_out = " (from_uint8 makes it of bytes)" if kind == "uint8" else ""
+    check(x.is_floating_point(), f"{name}: {needed}, not of {kind}{way_out}")
 
     fits = x.ndim == 1 + len(shape) and x.shape[0] > 0
     fits = fits and all(want in (None, has) for want, has in zip(shape, x.shape[1:], strict=True))

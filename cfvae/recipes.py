@@ -15,7 +15,6 @@ __all__ = [
 
 # %% ../nbs/14_recipes.ipynb #63d66050
 import dataclasses
-import difflib
 import json
 import typing
 
@@ -23,7 +22,7 @@ import torch
 
 from .autoencoder import AutoencoderConfig
 from .autoencoder_loss import RENAMED_FIELDS, AutoencoderLossConfig, first_stage
-from .core import CfvaeError, check, check_fields, config_from_dict, config_to_dict
+from .core import CfvaeError, check, check_fields, config_from_dict, config_to_dict, similar_names
 from .hvae import HierarchicalVAE, HierarchicalVAEConfig
 from .objective import ObjectiveConfig
 from .pretrained import PretrainedConfig, describe_pretrained
@@ -54,14 +53,21 @@ class Recipe:
         check_fields(self)
         code_shape = self.autoencoder.latent_shape
         data_shape = (self.vae.data_channels, self.vae.resolution, self.vae.resolution)
-        check(
-            code_shape == data_shape,
-            f"the autoencoder's code is {code_shape}, but the VAE models {data_shape}: change one of them",
-        )
+        clash = f"the autoencoder's code is {code_shape}, but the VAE models {data_shape}"
+        check(code_shape == data_shape, f"{clash}: {self._way_to_fit()}")
         check(self.held_out >= 1, f"held_out is {self.held_out}: the pictures need at least one image")
         self._check_discriminator()
         self._check_depth()
         self._check_schedule()
+
+    def _way_to_fit(self) -> str:
+        "What the VAE has to be for the autoencoder's code."
+        channels, side, _ = self.autoencoder.latent_shape
+        levels = len(self.vae.resolutions)
+        halved = sorted({1, *(side // 2**k for k in range(levels - 1))})
+        works = len(halved) == levels and all(side % resolution == 0 for resolution in halved)
+        resolutions = f"={','.join(map(str, halved))}" if works else f" that end with {side}"
+        return f"change it too, to vae.data_channels={channels} and vae.resolutions{resolutions}"
 
     def _check_discriminator(self) -> None:
         loss = self.autoencoder_loss
@@ -164,11 +170,24 @@ def _owners(fields: dict[str, typing.Any], key: str) -> list[str]:
         return owners
     choices = " or ".join(f"{part}.{key}" for part in owners)
     check(len(owners) < 2, f"{key!r} is not clear: write {choices}")
-    if not owners:
-        known = set(fields).union(*(fields[part] for part in _PARTS))
-        close = difflib.get_close_matches(key, sorted(known), n=3) or sorted(known)
-        raise CfvaeError(f"no field {key!r} in a recipe: did you mean {', '.join(close)}?")
+    check(len(owners) > 0, f"no field {key!r} in a recipe: did you mean {_similar_fields(fields, key)}")
     return owners
+
+
+def _similar_fields(fields: dict[str, typing.Any], key: str) -> str:
+    "Those that sound alike, with the parts that have them."
+    names = similar_names(key, set(fields).union(*(fields[part] for part in _PARTS)))
+    if len(names) > 3:  # none sounds alike
+        return f"{', '.join(names)}?"
+    shown: list[str] = []
+    hint = ""
+    for name in names:
+        owners = [part for part in _PARTS if name in fields[part]]
+        if len(owners) == 2 and owners[-1] == "vae_training":
+            hint = hint or f" {name} sets both stages, vae_training.{name} one of them"
+            owners = []
+        shown += [f"{part}.{name}" for part in owners] or [name]
+    return f"{', '.join(shown)}?{hint}"
 
 
 # %% ../nbs/14_recipes.ipynb #d863d7e3

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -66,6 +67,10 @@ def test_change_from_text():
     ("settings", "message"),
     [
         ({"lerning_rate": 1}, "did you mean.*learning_rate"),
+        ({"lr": 1}, r"mean learning_rate\? learning_rate sets both stages, vae_training.learning_rate one"),
+        ({"batchsize": 1}, "did you mean batch_size, autoencoder.size"),
+        ({"vae_training.lr": 1}, "TrainingConfig has no field 'lr': did you mean learning_rate"),
+        ({"zzz": 1}, "did you mean accumulate, attention, .*, widths"),
         ({"vae.layer": 3}, "HierarchicalVAEConfig has no field 'layer'.*layers"),
         ({"latent_channels": 8}, "autoencoder.latent_channels or vae.latent_channels"),
         ({"vea.layers": 3}, "no part 'vea'"),
@@ -85,6 +90,23 @@ def test_change_from_text():
 def test_bad_settings(settings, message):
     with pytest.raises(CfvaeError, match=message):
         change(preset("shapes-demo"), settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"size": "64"},
+        {"size": 16},
+        {"autoencoder.latent_channels": 6},
+        {"vae.resolutions": (1, 2, 4)},
+        {"vae.data_channels": 3},
+    ],
+)
+def test_what_has_to_follow_is_said_with_values_that_work(settings):
+    with pytest.raises(CfvaeError, match="the VAE models") as caught:
+        change(preset("shapes-demo"), settings)
+    advice = re.search(r"change it too, to (\S+)=(\S+) and (\S+)=(\S+)$", str(caught.value))
+    change(preset("shapes-demo"), settings | {advice[1]: advice[2], advice[3]: advice[4]})
 
 
 def test_change_leaves_the_original():
@@ -110,7 +132,7 @@ def test_json_round_trip(steps, rate, layers, name, data):
 
 
 def test_recipe_checks_itself():
-    with pytest.raises(CfvaeError, match="change one of them"):
+    with pytest.raises(CfvaeError, match="change it too, to .* and vae.resolutions=1,8"):
         Recipe("clash", autoencoder=AutoencoderConfig(32, (16, 16)), vae=HierarchicalVAEConfig(4, (1, 4)))
     with pytest.raises(dataclasses.FrozenInstanceError):
         preset("shapes-demo").name = "other"
