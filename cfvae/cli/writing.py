@@ -18,7 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..checkpoints import write_synced
 from ..core import check, from_uint8, image_grid
+from ..runs.saved import as_png
+
+LONGEST_NAME = 60  # characters of a class in a file's name, of four bytes at most
 
 
 def prepare_file(
@@ -50,7 +54,7 @@ def save_grid(
     "Save images as one picture; small ones are enlarged by a whole number."
     pixels = from_uint8(torch.as_tensor(images)).permute(0, 3, 1, 2)
     scale = max(1, 64 // images.shape[1])
-    image_grid(pixels, columns, scale=scale).save(path)
+    write_synced(path, as_png(image_grid(pixels, columns, scale=scale)))
 
 
 def save_each(
@@ -63,8 +67,13 @@ def save_each(
     for i, image in enumerate(images):
         stem = f"{first + i:06d}"
         if names is not None:
-            stem += "-" + re.sub(r"[^\w-]+", "_", names[i])
-        Image.fromarray(image).save(folder / f"{stem}.png")
+            stem += "-" + re.sub(r"[^\w-]+", "_", names[i])[:LONGEST_NAME]
+        path = folder / f"{stem}.png"
+        try:
+            path.write_bytes(as_png(Image.fromarray(image)))
+        except BaseException:  # Ctrl-C too
+            path.unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager

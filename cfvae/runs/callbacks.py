@@ -13,12 +13,13 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..checkpoints import differences, list_checkpoints, load_checkpoint, save_checkpoint
+from ..checkpoints import differences, list_checkpoints, load_checkpoint, save_checkpoint, write_synced
 from ..core import CfvaeError, check, config_to_dict, image_grid
 from ..files.names import first_few
 from ..training import Callback, Metrics, StopTraining, TrainingState
 from .logs import JsonLog, Speed, TensorBoardLog, plain_metrics, read_log
 from .output import Forgiving, say
+from .saved import as_png
 
 __all__ = [  # all that is ready-made, the logs included
     "Checkpointer",
@@ -89,7 +90,7 @@ class PictureLog(Callback):
             model = state.ema.module.eval()
             with torch.no_grad():
                 grid = image_grid(self.draw(model), self.columns)
-            grid.save(self.folder / f"step-{state.step:08d}.png")
+            write_synced(self.folder / f"step-{state.step:08d}.png", as_png(grid))
 
 
 class TimeLimit(Callback):

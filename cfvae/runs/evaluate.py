@@ -24,6 +24,7 @@ from .judging import Row, Value, jackknife, judge_sets, share, sweep_guidance
 from .layers import Layers, measure_layers
 from .machine import Machine, describe_machine, time_calls
 from .output import say
+from .public import public_data, public_path
 
 FEWEST = 60  # images on either side
 TIMED = 64  # images in the batch that is timed
@@ -104,7 +105,7 @@ def evaluate(
 
     some = slice(MOST_LAYERED)
     evaluation = Evaluation(
-        question=question,
+        question=_public(question),
         training_images=len(training),
         held_out_images=len(held),
         judges={judge.name: judge.about for judge in judges},
@@ -118,6 +119,16 @@ def evaluate(
         machine=describe_machine(pipe.device),
     )
     return evaluation, shown
+
+
+def _public(question: Question) -> Question:
+    "For others to read: the folders of this machine are not theirs."
+    return dataclasses.replace(
+        question,
+        model=public_path(question.model),
+        data=public_data(question.data),
+        features=public_path(question.features),
+    )
 
 
 def _open(question: Question) -> tuple[LatentVAEPipeline, ImageDataset, ImageDataset]:

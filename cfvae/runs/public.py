@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from ..files.names import printable
+from ..files.open import LISTERS
 from ..pretrained import PretrainedConfig
 from ..recipes import Recipe
 
@@ -17,13 +18,19 @@ def public_path(
     return Path(path).name if leads_through else str(path)
 
 
+def public_data(
+    spec: str,  # as `open_dataset` reads it
+) -> str:
+    "Where data came from, for others to read."
+    kind, separator, place = spec.partition(":")
+    return f"{kind}{separator}{public_path(place)}" if kind in LISTERS else spec
+
+
 def public_recipe(
     recipe: Recipe,  # of a run
 ) -> Recipe:
     "The recipe for others to read."
-    kind, separator, place = recipe.data.partition(":")
-    if kind in ("folder", "tiny-imagenet", "table"):
-        recipe = dataclasses.replace(recipe, data=f"{kind}{separator}{public_path(place)}")
+    recipe = dataclasses.replace(recipe, data=public_data(recipe.data))
     first = recipe.autoencoder
     if isinstance(first, PretrainedConfig):
         named = dataclasses.replace(first, source=public_path(first.source))

@@ -1,5 +1,6 @@
-"""A model on disk that is replaced whole: a full disk or a kill leaves the one that was there."""
+"""Models and pictures that are replaced whole: a full disk or a kill leaves the one that was there."""
 
+import io
 import os
 import re
 import secrets
@@ -7,6 +8,7 @@ import shutil
 import typing
 from pathlib import Path
 
+from PIL import Image
 from safetensors import SafetensorError
 
 from ..checkpoints import way_out_of
@@ -40,6 +42,15 @@ def save_whole(
         raise CfvaeError(f"cannot write the model to {folder} ({reason}): {way_out}") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def as_png(
+    picture: Image.Image,  # what is to be saved
+) -> bytes:
+    "All of a file, to be written at once: an earlier picture stays until the new one is whole."
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def _put_in_place(aside: Path, folder: Path) -> None:

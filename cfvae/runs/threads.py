@@ -19,8 +19,9 @@ def kept_threads(
     path = out / THREADS_FILE
     if path.exists():
         way_out = "remove it, and the number is measured again"
-        threads = read_fields(path, way_out).get("threads")
-        check(type(threads) is int and threads >= 1, f"{path} cannot be read (it holds no number): {way_out}")
+        noted = read_fields(path, way_out).get("threads")
+        threads = noted if type(noted) is int else 0
+        check(threads >= 1, f"{path} cannot be read (it holds no number): {way_out}")
         return threads
 
     check_free(out)

@@ -1,6 +1,8 @@
 "Tests of cfvae.cli.drawing: exactly the images that were asked for, in every form."
 
+import contextlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,7 +16,7 @@ import torch
 from commandline import done, refused
 from PIL import Image
 
-from cfvae.cli.writing import open_npz
+from cfvae.cli.writing import open_npz, save_each, save_grid
 from cfvae.data import FACTORS
 from cfvae.pipeline import LatentVAEPipeline
 from cfvae.runs.folder import load_model
@@ -26,6 +28,43 @@ def array(name):
     with np.load(name) as file:
         assert file.files == ["arr_0"]
         return file["arr_0"]
+
+
+@contextlib.contextmanager
+def full_disk():
+    "No file may grow beyond 100 bytes, which fails as a full disk does."
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+
+
+def test_on_a_full_disk_the_old_picture_stays_and_no_half_one(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    picture = tmp_path / "a.png"
+    save_grid(images, None, picture)
+    before = picture.read_bytes()
+    (tmp_path / "each").mkdir()
+    with full_disk():
+        with pytest.raises(OSError):
+            save_grid(255 - images, None, picture)
+        with pytest.raises(OSError):
+            save_each(images, 0, None, tmp_path / "each")
+    assert picture.read_bytes() == before
+    assert not any((tmp_path / "each").iterdir()) and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["a" * 400, "甲" * 400])
+def test_a_caption_as_a_class_is_cut_in_the_names_of_files(tmp_path, name):
+    save_each(np.zeros((2, 4, 4, 3), np.uint8), 5, [name, name], tmp_path)
+    assert [path.name[:9] for path in sorted(tmp_path.iterdir())] == [
+        f"000005-{name[:2]}",
+        f"000006-{name[:2]}",
+    ]
 
 
 @pytest.mark.parametrize("n", [1, 7])

@@ -53,7 +53,7 @@ def test_out_is_looked_at_before_the_work(unmeasured):
     refused("evaluate shapes --data shapes --out taken/below", "Not a directory")
     Path("mine").mkdir()
     Path("mine/evaluation.json").write_text('{"rows": 3}')
-    refused("evaluate shapes --data shapes --out mine", "mine holds evaluation.json, which cfvae did not write")
+    refused("evaluate shapes --data shapes --out mine", "evaluation.json, which cfvae did not write")
     assert Path("mine/evaluation.json").read_text() == '{"rows": 3}'
 
 

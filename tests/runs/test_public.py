@@ -7,7 +7,8 @@ import pytest
 
 from cfvae.core import CfvaeError
 from cfvae.runs.hub import run_card
-from cfvae.runs.public import in_backticks, in_markdown, public_path
+from cfvae.runs.evaluate import Question, _public
+from cfvae.runs.public import in_backticks, in_markdown, public_data, public_path
 from cfvae.runs.report import write_report
 
 NASTY = (
@@ -31,6 +32,22 @@ NASTY = (
 )
 def test_of_absolute_paths_the_last_name_is_left(path, shown):
     assert public_path(path) == shown
+
+
+@pytest.mark.parametrize(
+    "spec, shown",
+    [
+        ("folder:/home/somebody/cats", "folder:cats"),
+        ("table:~/cats.csv", "table:cats.csv"),
+        ("folder:photos/cats", "folder:photos/cats"),
+        ("shapes:n=60,seed=1", "shapes:n=60,seed=1"),
+        ("cifar10", "cifar10"),
+    ],
+)
+def test_data_are_named_without_the_folders_above(spec, shown):
+    assert public_data(spec) == shown
+    question = Question(f"/home/somebody/{shown}", spec, "/home/somebody/judge.pth")
+    assert "somebody" not in str(_public(question)) and _public(question).data == shown
 
 
 @pytest.mark.parametrize("text", NASTY)

@@ -13,6 +13,7 @@ from .judging import Jury, Point
 from .material import Plan
 from .training import Fields, Job, read_kept, read_result
 from ..machine import describe_machine
+from ..public import public_path, public_recipe
 
 
 def describe_comparison(
@@ -23,12 +24,14 @@ def describe_comparison(
     place: torch.device,  # where samples were drawn
 ) -> Fields:
     "What all numbers rest on."
-    recipe = material.recipe
+    recipe = public_recipe(material.recipe)
+    named = {"first_stage": plan.first_stage, "vae": plan.vae, "features": plan.features}
+    public = {name: public_path(path) if path else path for name, path in named.items()}
     return {
         "preset": recipe.name,
         "data": recipe.data,
         "recipe": config_to_dict(recipe),
-        "plan": dataclasses.asdict(plan),
+        "plan": dataclasses.asdict(plan) | public,
         "machine": dataclasses.asdict(describe_machine(place)),
         "budget": budget,
         "n": jury.n,
