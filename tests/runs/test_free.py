@@ -18,6 +18,7 @@ FOREIGN = {
     "an empty recipe": ({"recipe.json": ""}, "recipe.json cannot be read"),
     "data": ({"data.json": '{"rows": [1, 2]}'}, "data.json"),
     "data that are no object": ({"data.json": "[1, 2]"}, "data.json"),
+    "data that are no JSON": ({"data.json": "rows: 1"}, "data.json"),
     "a lock": ({"run.lock": "of my door"}, "run.lock that cfvae did not write"),
     "a number": ({"run.pid": "notes"}, "run.pid that cfvae did not write"),
     "logs": ({"autoencoder/log.jsonl": "mine"}, "autoencoder"),

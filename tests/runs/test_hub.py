@@ -47,6 +47,7 @@ def pipe() -> LatentVAEPipeline:
 def test_published_and_fetched(pipe, tmp_path, monkeypatch):
     "The hub is played by a folder; what would be uploaded is what comes back."
     uploaded = tmp_path / "hub"
+    made = []
 
     class Api:
         def __init__(self, token=None):
@@ -54,8 +55,10 @@ def test_published_and_fetched(pipe, tmp_path, monkeypatch):
 
         def create_repo(self, repo_id, private, exist_ok):
             assert (repo_id, private, exist_ok, self.token) == ("me/cats", True, True, "secret")
+            made.append(repo_id)
 
         def upload_folder(self, repo_id, folder_path, commit_message):
+            assert made == [repo_id]
             shutil.copytree(folder_path, uploaded)
 
     def snapshot_download(repo_id, allow_patterns):
@@ -168,3 +171,14 @@ def test_the_card_keeps_the_folders_of_this_machine_to_itself(runs, tmp_path):
     card = run_card(run)
     assert "somebody" not in card
     assert "folder:cats" in card and "pretrained (kl)" in card
+
+
+@pytest.mark.parametrize("name", ["x", "../x/y", "a/b/c", "a/b\x1b[31m", 'a/b")\nimport os#', "/b", "a/"])
+def test_names_that_no_model_on_the_hub_has(name):
+    with pytest.raises(CfvaeError, match="is no name on the hub: give owner/name"):
+        hub.check_name(name)
+
+
+def test_names_that_models_on_the_hub_have():
+    for name in ("me/cats", "stabilityai/sd-vae-ft-mse", "A.b_c/2-d.e"):
+        hub.check_name(name)
