@@ -247,7 +247,7 @@ def test_noise_of_a_seed(page):
 @pytest.mark.parametrize(("view", "rows"), [("classes", 10), ("weights", 5)])
 def test_tables(page, pipe, view, rows):
     page.locator(f"input[value={view}]").check()
-    page.wait_for_function(IDLE, timeout=60_000)
+    page.wait_for_function(IDLE, timeout=180_000)
     runs = drawn(page)
     assert (
         page.locator("tbody tr").count() == rows
@@ -340,10 +340,10 @@ def test_photographs_on_demand(own_page, site):
     button = page.get_by_role("button", name=f"Load photographs ({size / 1e6:.0f} MB)")
     button.focus()
     page.keyboard.press("Enter")
-    page.locator("#photographs").wait_for(timeout=60_000)
+    page.locator("#photographs").wait_for(timeout=180_000)
     assert page.evaluate("() => document.activeElement.value") == "cifar10"
     assert not button.is_visible() and not page.locator("#loading").is_visible()
-    page.wait_for_function(IDLE, timeout=60_000)
+    page.wait_for_function(IDLE, timeout=180_000)
 
     photos, judge = LatentVAEPipeline.from_pretrained("cifar10"), shipped_classifier("cifar10-classifier")
     names = page.locator("#classes span").all_text_contents()
@@ -351,7 +351,7 @@ def test_photographs_on_demand(own_page, site):
     seen = []
     for name in ("horse", "ship", "frog"):  # the first is there already
         page.get_by_label(name, exact=True).check()
-        page.wait_for_function(IDLE, timeout=60_000)
+        page.wait_for_function(IDLE, timeout=180_000)
         runs = drawn(page)
         assert all(
             run[weight].tolist() == [2] * 3 for run in runs for weight in ("mean_weight", "var_weight")
