@@ -13,7 +13,7 @@ from ..runs.threads import kept_threads
 from .describing import newest_step
 from .training import choose_recipe, train_or_exit
 
-STEPS = 3000  # of the demo's second stage: what two cores do in six minutes in bf16; the preset has fewer
+STEPS = 3000  # of the second stage; the preset, which experiments compare with, keeps to fewer
 
 
 def report(
