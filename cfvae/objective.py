@@ -105,7 +105,8 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check(self.sigma_q > 0, f"sigma_q is {self.sigma_q}: it must be above 0")
+        fits = 0 < self.sigma_q < 1e18  # its square is a number of float32
+        check(fits, f"sigma_q is {self.sigma_q}: it must be above 0, and below 1e18")
         known = ("shifted-exponential", "constant-per-resolution", "none")
         check(self.schedule in known, f"unknown schedule '{self.schedule}'")
         check(self.steepness >= 1, f"steepness is {self.steepness}: it must be at least 1")

@@ -106,6 +106,7 @@ def main(
 ) -> int:
     """Run one command. Returns the exit code: 0 done, 2 an error the user can mend, 129 SIGHUP, 130 Ctrl-C,
     143 SIGTERM, 1 a defect, or nobody read what was said."""
+    os.environ["MPLBACKEND"] = "agg"  # no command opens a window, and what is set may not be installed
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments  # wherever it stands
     arguments = [argument for argument in arguments if argument != "--debug"]

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from ..core import check, get_device, make_generator
+from ..files.names import printable
 from ..guidance import Guidance
 from ..pipeline import LatentVAEPipeline, resolve_precision
 from ..runs.folder import load_model
@@ -49,7 +50,7 @@ class Targets:
 
     def __str__(self) -> str:
         places = [self.grid, self.folder, self.array]
-        return ", ".join(str(place) for place in places if place is not None)
+        return ", ".join(printable(place) for place in places if place is not None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,7 @@ from .store import new_folder, remove_older
 Decoded = tuple[np.ndarray | None, int | str]  # pixels and the file's shorter side, or None and the reason
 WORKERS = 2  # threads that decode
 BLOCK = 256  # images handed to them at a time: memory stays bounded
+LOOKED_AT = 8  # images whose range is told
 DARK = 32  # an image without a brighter value than this is nearly black
 BRIGHT = 250  # an image without a darker value than this is nearly white
 
@@ -36,6 +37,7 @@ class FileImages(ImageDataset):
     split = ""  # the folder that was taken as the split; empty where there is none
     enlarged = 0  # images smaller than asked for
     extreme: tuple[str, ...] = ()  # images that came out nearly black or white
+    many_bits = ""  # of the first images: one of more than 8 bits, and what is taken as white
 
 
 def decode_listing(
@@ -58,9 +60,19 @@ def decode_listing(
 
     dataset = load_or_fill(target, prefix, size, name, len(paths) * 3 * size**2, fill)
     dataset.split = listing.split
+    dataset.many_bits = _many_bits(listing)
     for note in [*listing.notes, *_notes(dataset, listing)]:
         warnings.warn(f"{name}: {note}", stacklevel=3)
     return dataset
+
+
+def _many_bits(listing: Listing) -> str:
+    "What the first images tell of their range; most trees are of one kind."
+    for image in listing.names[:LOOKED_AT]:
+        found = many_bit_range(listing.root / image)
+        if found is not None:
+            return f"{printable(image)} has more than 8 bits: {found}"
+    return ""
 
 
 def _notes(dataset: FileImages, listing: Listing) -> list[str]:

@@ -138,11 +138,13 @@ def _resized(dataset: ImageDataset, size: int) -> typing.Iterator[Decoded]:
 def describe(
     dataset: ImageDataset,  # as `open_dataset` gives it
 ) -> str:
-    "What was found, in one line: images, classes with their counts, the split, what was left out."
+    "What was found, in one line: images, classes with their counts, split, range, what was left out."
     images = _counted(len(dataset), "image", "images")
     parts = [f"{dataset.name}: {images}, {_describe_classes(dataset)}"]
     if isinstance(dataset, FileImages) and dataset.split:
         parts.append(f"from the folder {printable(dataset.split)}")
+    if isinstance(dataset, FileImages) and dataset.many_bits:
+        parts.append(dataset.many_bits)
     if dataset.skipped:
         skipped = _counted(len(dataset.skipped), "file", "files")
         parts.append(f"{skipped} skipped")

@@ -1,6 +1,7 @@
 """Models on the Hugging Face hub: fetched, published, described by a card."""
 
 import json
+import re
 import tempfile
 import typing
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi, ModelCardData, snapshot_download
 
-from ..core import CfvaeError, config_to_dict, count_parameters
+from ..core import CfvaeError, check, config_to_dict, count_parameters
 from ..pipeline import LatentVAEPipeline
 from ..pretrained import PretrainedConfig
 from ..recipes import Recipe
@@ -39,6 +40,14 @@ def load(
     return LatentVAEPipeline.from_pretrained(fetch_from_hub(repo_id))
 
 
+def check_name(
+    repo_id: str,  # where a model is to be published
+) -> None:
+    "Raises `CfvaeError` for a name that no model on the hub can have."
+    named = re.fullmatch(r"[a-z0-9][\w.-]*/[a-z0-9][\w.-]*", repo_id, re.ASCII | re.IGNORECASE)
+    check(named is not None, f"'{repo_id}' is no name on the hub: give owner/name, of letters, digits, - _ .")
+
+
 def publish(
     pipe: LatentVAEPipeline,  # the model
     repo_id: str,  # owner/name; made where it does not exist
@@ -49,6 +58,7 @@ def publish(
     """Publish a pipeline in half precision on the Hugging Face hub; returns its address.
 
     Raises `CfvaeError` where the hub refuses or cannot be reached."""
+    check_name(repo_id)
     api = HfApi(token=token)
     message = "Pipeline in half precision, with its card"
     with tempfile.TemporaryDirectory() as folder:
@@ -171,6 +181,7 @@ def run_card(
         load_recipe,
     )  # not above: a run folder may name a model on the hub
 
+    check_name(repo_id)
     folder = Path(folder)
     recipe = public_recipe(load_recipe(folder))
     pipe = load_model(folder)

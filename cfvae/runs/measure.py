@@ -11,6 +11,7 @@ from ..autoencoder import psnr
 from ..core import count_parameters, make_generator
 from ..data import FACTORS, Shapes
 from ..evaluation import class_accuracy, shapes_classifier
+from ..files.names import printable
 from ..objective import blurred_distortion
 from ..pretrained import PretrainedConfig
 from ..recipes import Recipe
@@ -36,6 +37,7 @@ class Facts:
 
     preset: str
     data: str  # where the images came from
+    found: str  # there: images, classes, split, range of many-bit images, what was left out
     classes: int  # 0: a model without classes
     held_out_images: int
     same_images: bool  # as in `Run`
@@ -155,8 +157,9 @@ def _facts(run: Run) -> Facts:
         vae=count_parameters(run.pipe.vae),
     )
     return Facts(
-        preset=recipe.name,
+        preset=printable(recipe.name),
         data=recipe.data,
+        found=run.found,
         classes=len(run.pipe.classes),
         held_out_images=len(run.held),
         same_images=run.same_images,

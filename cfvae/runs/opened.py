@@ -8,7 +8,7 @@ import torch
 
 from ..core import check, get_device, make_generator
 from ..data import FACTORS, ImageDataset
-from ..files.open import open_dataset
+from ..files.open import describe, open_dataset
 from ..guidance import Guidance
 from ..pipeline import LatentVAEPipeline
 from ..recipes import Recipe
@@ -30,6 +30,7 @@ class Run:
     held: ImageDataset  # images that training did not see
     same_images: bool  # False: the images have changed since, and may have been trained on
     logs: dict[str, list[dict]]  # "autoencoder" and "vae": the lines of their logs
+    found: str = ""  # what `describe` says of all images
 
     @property
     def is_shapes(self) -> bool:
@@ -60,7 +61,7 @@ def open_run(
     check(same_classes, f"{dataset.name}: its classes are not those that {folder} was trained on")
 
     logs = {stage: read_log(folder / stage / "log.jsonl") for stage in ("autoencoder", "vae")}
-    return Run(folder, recipe, pipe, held, has_same_images(folder, images), logs)
+    return Run(folder, recipe, pipe, held, has_same_images(folder, images), logs, describe(dataset))
 
 
 def strengths(

@@ -78,3 +78,9 @@ def test_version():
 @pytest.mark.parametrize("command", IN_ORDER)
 def test_every_command_has_a_line_of_help(command):
     assert get_command(app).commands[command].help.endswith(".")
+
+
+def test_a_backend_that_is_not_there_is_not_asked(tmp_path):
+    environment = {**os.environ, "MPLBACKEND": "nosuch"}
+    command = [sys.executable, "-c", "from cfvae.cli import main; main(['presets']); import matplotlib"]
+    assert subprocess.run(command, env=environment, capture_output=True, cwd=tmp_path).returncode == 0

@@ -116,6 +116,27 @@ def test_describe_says_what_was_found(tmp_path, cache):
     assert describe(held) == "t: 1 image, 2 classes: a (1), b (0); from the folder test_set"
 
 
+@pytest.mark.parametrize(
+    ("values", "dtype", "told"),
+    [
+        (
+            (7, 4095),
+            np.uint16,
+            "0.tif has more than 8 bits: its numbers run from 7 to 4095, and 65535 is taken",
+        ),
+        ((0, 0.5), np.float32, "0.tif has more than 8 bits: its numbers run from 0 to 0.5, and 1 is taken"),
+        ((0, 200.5), np.float32, "its numbers run from 0 to 200.5, and 255 is taken as white"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_describe_tells_the_range_of_images_of_many_bits(tmp_path, cache, values, dtype, told):
+    (tmp_path / "t").mkdir()
+    for number in range(2):
+        Image.fromarray(np.resize(np.array(values, dtype), (8, 8))).save(tmp_path / "t" / f"{number}.tif")
+    for _ in range(2):  # decoded, and out of the cache
+        assert told in describe(open_dataset(f"folder:{tmp_path / 't'}", 8, cache=cache))
+
+
 def test_describe_takes_any_dataset(tmp_path, cache):
     assert describe(Shapes(20, 0, 16)).startswith("shapes: 20 images, 10 classes: ")
     assert describe(Shapes(20, 0, 16)).endswith("and 4 more")

@@ -280,6 +280,7 @@ def test_a_model_without_classes_ignores_labels():
     ("fields", "message"),
     [
         ({"sigma_q": 0}, "sigma_q"),
+        ({"sigma_q": 1e20}, "sigma_q is 1e\\+20: it must be above 0, and below 1e18"),
         ({"sigma_q": -0.1}, "sigma_q"),
         ({"sigma_q": math.nan}, "sigma_q"),
         ({"schedule": "exponential"}, "unknown schedule 'exponential'"),

@@ -130,7 +130,7 @@ def test_keys_of_the_json(measured, runs):
     "The keys of report.json, in their order: programs read them."
     numbers = measured.to_dict()
     assert list(numbers) == ["run", "autoencoder", "vae", "psnr", "spread", "depths", "nats"]
-    facts = "preset data classes held_out_images same_images seeds parameters trained_on pretrained"
+    facts = "preset data found classes held_out_images same_images seeds parameters trained_on pretrained"
     assert list(numbers["run"]) == facts.split()
     assert numbers["run"]["seeds"] == [0, 0]
     log = "steps of skipped examples_per_second fell_in_last_tenth loss"
