@@ -29,8 +29,8 @@ class Codes:
 def contestant(name, of="shapes-demo"):
     "A model of a comparison, on a preset."
     recipe = preset(of)
-    images = Shapes(4, size=32)
-    return MODELS[name](Material(recipe, torch.nn.Identity(), images, images, Codes(), Codes()))
+    images, held = Shapes(4, size=32), Shapes(3, size=32)
+    return MODELS[name](Material(recipe, torch.nn.Identity(), images, held, Codes(), Codes()))
 
 
 # --- models
@@ -101,13 +101,14 @@ def test_bins_of_the_autoregressive_models():
     small = shrink(images)
     assert torch.allclose(small, images.unflatten(2, (16, 2)).unflatten(4, (16, 2)).mean((3, 5)), atol=1e-6)
     assert pixels.decode(small).shape == images.shape
-    assert len(pixels.data()) == len(pixels.data(held=True)) == 4 and pixels.data().size == 16
+    assert (len(pixels.data()), len(pixels.data(held=True)), pixels.data().size) == (4, 3, 16)
 
 
 def test_who_models_pixels_sees_images():
     model = contestant("pixel-vae")
     assert model.data() is model.material.images and model.data(held=True) is model.material.held
-    assert contestant("vae").data() is not contestant("vae").data(held=True)
+    model = contestant("vae")
+    assert model.data() is model.material.codes and model.data(held=True) is model.material.held_codes
 
 
 def test_the_first_stage_goes_where_samples_are_drawn():
