@@ -329,10 +329,15 @@ def test_training_is_drawn_against_flops():
     figure = draw_training(COMPARISON)
     left, right = figure.axes
     assert (left.get_title(), left.get_ylabel()) == ("the VAE", "nats")
-    curves = [(line.get_color(), *map(list, line.get_data())) for line in right.get_lines()]
-    pale, own = ("0.75", [0.1], [3.0]), COLOURS["flow"]  # 5 steps of 10 examples; what diverged is left out
-    assert curves == [pale, (own, [1.0, 2.0], [2.0, 1.5]), pale, (own, [1.0, 2.0], [2.0, 3.0])]
-    assert [list(line.get_xdata()) for line in left.get_lines()] == [[0.05], [0.5, 1.0]]
+    unit = {"training (PFLOP)": 1e15, "training (TFLOP)": 1e12}[figure.get_supxlabel()]
+    flops = [[x * unit for x in line.get_xdata()] for line in right.get_lines()]
+    of_a_step = 10 * 2e12  # ten examples
+    tried, kept = pytest.approx([5 * of_a_step]), pytest.approx([50 * of_a_step, 100 * of_a_step])
+    assert flops == [tried, kept, tried, kept]
+    losses = [(line.get_color(), list(line.get_ydata())) for line in right.get_lines()]
+    pale, own = ("0.75", [3.0]), COLOURS["flow"]  # what diverged is left out
+    assert losses == [pale, (own, [2.0, 1.5]), pale, (own, [2.0, 3.0])]
+    assert [line.get_xdata()[-1] * unit for line in left.get_lines()] == pytest.approx([5e13, 1e15])
     four = {**COMPARISON, "models": dict.fromkeys(list(COLOURS)[:4], COMPARISON["models"]["vae"])}
     assert [panel.axison for panel in draw_training(four).axes] == 4 * [True] + 2 * [False]
 
