@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import matplotlib.figure
 import pytest
@@ -11,12 +12,13 @@ from recipes_for_tests import tiny
 
 from cfvae.core import CfvaeError
 from cfvae.pipeline import LatentVAEPipeline
+from cfvae.runs.presets import preset
 from cfvae.runs.compare.run import compare
 from cfvae.runs.compare.contestant import Style
 from cfvae.runs.compare.crew import Crew
 from cfvae.runs.compare.figures import draw_quality, draw_training
 from cfvae.runs.compare.judging import draw_images
-from cfvae.runs.compare.material import Plan, gather
+from cfvae.runs.compare.material import Plan, _as_planned, gather
 from cfvae.runs.compare.models import MODELS
 from cfvae.runs.compare.results import average
 from cfvae.runs.compare.training import (
@@ -217,6 +219,17 @@ def test_training_that_diverges_at_every_rate(material, tmp_path):
     with pytest.raises(CfvaeError, match="vae: training diverged at every learning rate"):
         choose_rate(contestant, job, tmp_path)
     assert read_result(job, tmp_path) is None
+
+
+def test_a_vae_of_other_sizes_than_the_presets_brings_its_first_stage():
+    ours = recipe()
+    theirs = preset("shapes-demo")
+    assert ours.autoencoder.latent_shape != theirs.autoencoder.latent_shape
+    given = SimpleNamespace(
+        autoencoder=SimpleNamespace(config=ours.autoencoder), vae=SimpleNamespace(config=ours.vae)
+    )
+    planned = _as_planned(theirs, Plan(vae="theirs"), given)
+    assert (planned.autoencoder, planned.vae) == (ours.autoencoder, ours.vae)
 
 
 def test_names_and_numbers_that_are_wrong():

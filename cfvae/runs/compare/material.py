@@ -87,6 +87,9 @@ def _as_planned(recipe: Recipe, plan: Plan, pipe: LatentVAEPipeline | None) -> R
     "The recipe with the sizes of what is given, on the devices that the plan means."
     if plan.vae is not None and (Path(plan.vae) / "recipe.json").is_file():
         recipe = dataclasses.replace(load_recipe(plan.vae), data=recipe.data)  # with its held-out images
+    elif plan.vae is not None:  # what it was trained for is not known, and the preset's need not fit it
+        unknown = dataclasses.replace(recipe.objective, schedule="none", values=())
+        recipe = dataclasses.replace(recipe, objective=unknown)
     if pipe is not None:
         given: dict[str, typing.Any] = {"autoencoder": pipe.autoencoder.config}
         if plan.vae is not None:
