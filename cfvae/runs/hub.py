@@ -252,6 +252,6 @@ def _report_figures(folder: Path) -> dict[str, str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise CfvaeError(
-            f"{path} cannot be read ({reason}): write it anew by cfvae report {folder}"
+            f"{path} cannot be read ({reason}): remove it, and write it anew by cfvae report {folder}"
         ) from None
     return figures
