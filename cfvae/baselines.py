@@ -39,7 +39,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from .core import check, check_fields, device_of, make_generator, randn
+from .core import check, device_of, make_generator, randn
 from .hvae import check_labels, drop_labels
 from .training import Batch, Loss, Metrics
 from .vae import mlp
@@ -70,7 +70,6 @@ class TransformerConfig:
     num_classes: int = 0  # 0: no labels
 
     def __post_init__(self) -> None:
-        check_fields(self)
         for name in ("data_channels", "resolution", "width", "depth", "heads"):
             value = getattr(self, name)
             check(value >= 1, f"{name} is {value}: it must be at least 1")
@@ -349,14 +348,13 @@ def sample_flow(
 # %% ../nbs/15_comparison.ipynb #84f776b2
 @dataclasses.dataclass(frozen=True)
 class Quantiser:
-    "Bins of equal width (15.5): whole numbers for a transformer to predict."
+    "Bins of equal width (15.6): whole numbers for a transformer to predict."
 
     bins: int = 64  # how many
     low: float = -4.0  # centre of the first; what lies below goes there
     high: float = 4.0  # centre of the last
 
     def __post_init__(self) -> None:
-        check_fields(self)
         check(self.bins >= 2, f"bins is {self.bins}: at least 2 are needed")
         check(self.low < self.high, f"low is {self.low} and high {self.high}: low must be below high")
 
@@ -403,7 +401,7 @@ def ordered_table(
 
 # %% ../nbs/15_comparison.ipynb #776e6bd9
 class AutoregressiveTransformer(nn.Module):
-    """Every entry's bin given all entries before it (15.6): position by position, channel by channel.
+    """Every entry's bin given all entries before it (15.5): position by position, channel by channel.
 
     A token is a position. Its channels are told apart by a small network behind the transformer."""
 
@@ -438,7 +436,7 @@ class AutoregressiveTransformer(nn.Module):
 def autoregressive_loss(
     label_drop: float = 0.1,  # probability of hiding a label; guidance needs it above 0
 ) -> Loss:
-    """Minus the log-probability of an example's bins, in nats (15.6), as `fit` wants it.
+    """Minus the log-probability of an example's bins, in nats (15.5), as `fit` wants it.
 
     Reports `bits_per_dim`: of the bins, not of a density."""
     check(0 <= label_drop < 1, f"label_drop is {label_drop}: it must be from 0 to below 1")

@@ -150,7 +150,9 @@ def _legend(comparison: Fields) -> list[Line2D]:
 def draw_training(
     comparison: Fields,  # as comparison.json holds it
 ) -> Figure:
-    "A panel for each model: held-out loss against training FLOPs, a line for each seed, the tries pale."
+    """A panel for each model: held-out loss against training FLOPs, a line for each seed, the tries pale.
+
+    A try that diverged leaves its panel at the top: the trainings decide what is in view."""
     models = comparison["models"]
     with matplotlib.rc_context():
         set_style()
@@ -163,17 +165,26 @@ def draw_training(
                 for attempt in seed["tries"]:
                     _draw_curve(panel, attempt, model, "0.75")
                 _draw_curve(panel, seed, model, COLOURS[name])
+            _look_at_trainings(panel, model)
             panel.set_title(model["title"], fontsize=10)
             panel.set_ylabel(model["unit"], fontsize=9)
             panel.tick_params(labelsize=8)
         for panel in panels[len(models) :]:
             panel.set_axis_off()
-        figure.supxlabel("training (PFLOP)", fontsize=10)
+        figure.supxlabel("training (TFLOP)", fontsize=10)
     return figure
 
 
+def _look_at_trainings(panel: Axes, model: Fields) -> None:
+    "From the best held-out loss to somewhat more than the worst, of the trainings."
+    losses = [loss for seed in model["seeds"] for _, loss in seed["curve"] if loss is not None]
+    if losses:
+        low, high = min(losses), max(losses)
+        panel.set_ylim(low - 0.1 * (high - low), high + 0.5 * (high - low))
+
+
 def _draw_curve(panel: Axes, training: Fields, model: Fields, colour: str) -> None:
-    step = model["flops_per_example"] * training["batch_size"] / 1e15
+    step = model["flops_per_example"] * training["batch_size"] / 1e12
     noted = [(step * steps, loss) for steps, loss in training["curve"] if loss is not None]
     if noted:
         panel.plot(*zip(*noted, strict=True), color=colour, linewidth=1.2)
