@@ -68,7 +68,7 @@ def functions_of(module: types.ModuleType) -> Iterator[tuple[str, Any]]:
         elif inspect.isclass(item):
             for method, function in vars(item).items():
                 function = inspect.unwrap(getattr(function, "__func__", function))
-                if inspect.isfunction(function):
+                if inspect.isfunction(function) and function.__module__ == module.__name__:
                     yield f"{name}.{method}", function
 
 
