@@ -129,8 +129,8 @@ def fidelity(results: Path) -> Record | None:
         row = rows[name]
         parts.append(f"{name} {row['recognised']} / {row['precision']} / {row['recall']} / {row['frechet']}")
     sentences = (
-        "Guidance buys obedience and costs recall; precision does not rise on photographs (on `Shapes` it does,",
-        "up to a weight of 2: lessons 11 and 13).",
+        "Guidance buys obedience and costs recall; precision does not rise on photographs",
+        "(on `Shapes` it does, up to a weight of 2: lessons 11 and 13).",
         "CIFAR-10, recognised in % / precision / recall / Frechet distance: " + "; ".join(parts) + ".",
         "Per resolution: lesson 11.",
     )
