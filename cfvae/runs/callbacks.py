@@ -121,6 +121,7 @@ class Checkpointer(Callback):
         resume: bool = False,  # go on from the newest checkpoint, or from the beginning where there is none
         keep: int = 2,  # how many checkpoints stay
         data: str = "",  # fingerprint of what is learned from: checkpoints of other data are refused
+        rate: str = "learning_rate",  # the field of the recipe that a run which diverged should lower
     ) -> None:
         check(every >= 1 and keep >= 1, f"every is {every} and keep is {keep}: both have to be at least 1")
         self.folder = Path(folder)
@@ -128,6 +129,7 @@ class Checkpointer(Callback):
         self.resume = resume
         self.keep = keep
         self.data = data
+        self.rate = rate
         self.saved: int | None = None  # the step that is on disk
 
     def on_start(self, state: TrainingState) -> None:
@@ -169,10 +171,24 @@ class Checkpointer(Callback):
         return step
 
     def _save(self, state: TrainingState) -> None:
-        if state.step != self.saved and state.is_main:
-            config = {**config_to_dict(state.config), "data": self.data}
-            save_checkpoint(self.folder, state.step, {**state.state_dict(), "config": config}, self.keep)
+        if state.step != self.saved:
+            saved_state = state.state_dict()
+            self._refuse_diverged(saved_state)  # in every process, so that none waits for another
+            if state.is_main:
+                config = {**config_to_dict(state.config), "data": self.data}
+                save_checkpoint(self.folder, state.step, {**saved_state, "config": config}, self.keep)
         self.saved = state.step
+
+    def _refuse_diverged(self, state: dict[str, typing.Any]) -> None:
+        "Raises `CfvaeError` for weights that are not worth saving: what was saved earlier stays as it is."
+        broken = _not_finite(state)
+        place = f"from step {self.saved}, which is saved" if self.saved else "from the beginning"
+        check(
+            not broken,
+            f"training diverged: after step {state['step']} its weights are not finite "
+            f"({first_few(broken)}), and they were not saved. Lower {self.rate}: "
+            f"--resume --set {self.rate}=NUMBER goes on {place}",
+        )
 
 
 def _check_counts(saved_state: dict[str, typing.Any], folder: Path, step: int) -> None:
@@ -186,11 +202,7 @@ def _check_counts(saved_state: dict[str, typing.Any], folder: Path, step: int) -
 
 def _check_finite(saved_state: dict[str, typing.Any], folder: Path, step: int) -> None:
     "Raises `CfvaeError` for a checkpoint whose weights are not all finite: nothing can be learned from them."
-    broken = []
-    for part in ("model", "ema"):
-        for name, value in saved_state.get(part, {}).items():
-            if torch.is_tensor(value) and not value.isfinite().all():
-                broken.append(f"{part}.{name}")
+    broken = _not_finite(saved_state)
     if not broken:
         return
     *earlier, newest = [path for path in list_checkpoints(folder) if _step_of(path) <= step]
@@ -198,6 +210,16 @@ def _check_finite(saved_state: dict[str, typing.Any], folder: Path, step: int) -
     if not earlier:
         way_out = "there is none before it; train anew, in another folder and with a lower learning rate"
     raise CfvaeError(f"{newest} holds weights that are not finite ({first_few(broken)}):\n{way_out}")
+
+
+def _not_finite(saved_state: dict[str, typing.Any]) -> list[str]:
+    "The names of the weights that are not all finite."
+    broken = []
+    for part in ("model", "ema"):
+        for name, value in saved_state.get(part, {}).items():
+            if torch.is_tensor(value) and not value.isfinite().all():
+                broken.append(f"{part}.{name}")
+    return broken
 
 
 def _step_of(checkpoint: Path) -> int:

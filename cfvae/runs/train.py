@@ -82,7 +82,13 @@ def _watchers(
     return [
         JsonLog(folder / "log.jsonl"),
         PictureLog(folder / "pictures", draw, columns),
-        Checkpointer(folder / "checkpoints", config.checkpoint_every, resume, data=data),
+        Checkpointer(
+            folder / "checkpoints",
+            config.checkpoint_every,
+            resume,
+            data=data,
+            rate=f"{folder.name}_training.learning_rate",
+        ),
         TensorBoardLog(folder / "tensorboard"),
         ProgressBar(folder.name),
         *extra,
@@ -115,7 +121,6 @@ def train_autoencoder(
     state = fit(model, images, loss_fn, config, watchers, take_step=RecordedStep())
     if state.step == config.steps and state.is_main:
         averaged = typing.cast(Autoencoder | TwoPlayers, state.ema.module)
-        _check_finite(averaged, "autoencoder_training")
         save_whole(autoencoder_of(averaged).cpu(), folder / "model")
     return state
 
@@ -171,19 +176,8 @@ def train_vae(
     state = fit(model, latents, loss_fn, config, watchers, take_step=RecordedStep())
     if state.is_main:
         averaged = typing.cast(HierarchicalVAE, state.ema.module)
-        _check_finite(averaged, "vae_training")
         save_whole(pipeline(averaged.cpu()), out / "pipeline")
     return state
-
-
-def _check_finite(model: torch.nn.Module, part: str) -> None:
-    "Raises `CfvaeError` for a model that is not worth saving: an earlier one stays as it is."
-    finite = all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
-    check(
-        finite,
-        "training diverged: its weights are not finite, and no model was saved. Train anew, into another "
-        f"folder, with a lower {part}.learning_rate",
-    )
 
 
 def train(

@@ -14,6 +14,7 @@ from PIL import Image
 from recipes_for_tests import tiny
 
 from cfvae.autoencoder import AutoencoderConfig
+from cfvae.checkpoints import list_checkpoints
 from cfvae.core import CfvaeError, config_to_dict, make_generator
 from cfvae.data import ImageDataset, Shapes
 from cfvae.hvae import HierarchicalVAEConfig
@@ -226,10 +227,30 @@ def test_fewer_steps_than_are_done_are_refused(run):
 
 def test_a_model_that_diverged_is_not_saved(tmp_path):
     wild = tiny(autoencoder_training__learning_rate=1e38, autoencoder_training__skip_norm=math.inf)
-    message = r"training diverged: .* no model was saved.* a lower autoencoder_training\.learning_rate"
+    message = (
+        r"training diverged: .* were not saved\. Lower autoencoder_training\.learning_rate: .* beginning"
+    )
     with pytest.raises(CfvaeError, match=message):
         train(wild, "shapes:n=60", tmp_path / "run")
     assert not (tmp_path / "run" / "autoencoder" / "model").exists()
+    assert not list_checkpoints(tmp_path / "run" / "autoencoder" / "checkpoints")
+
+
+def test_a_good_run_that_diverges_as_it_goes_on_keeps_model_and_checkpoints(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    kept = {}
+    for part in ("pipeline", "vae/checkpoints"):
+        kept |= {path: path.read_bytes() for path in (tmp_path / "run" / part).rglob("*") if path.is_file()}
+    recipe = load_recipe(run)
+    steps = recipe.vae_training.steps
+    changes = {"vae_training.steps": steps + 8, "vae_training.learning_rate": 1e38}
+    wild = change(recipe, changes | {"vae_training.skip_norm": math.inf, "vae_training.checkpoint_every": 2})
+    with pytest.raises(CfvaeError, match=rf"Lower vae_training\.learning_rate: .* goes on from step {steps}"):
+        train(wild, "shapes:n=60", tmp_path / "run", resume=True)
+    assert all(path.read_bytes() == content for path, content in kept.items())
+
+    calmer = change(load_recipe(tmp_path / "run"), {"vae_training.learning_rate": 1e-4})
+    assert train(calmer, "shapes:n=60", tmp_path / "run", resume=True)
 
 
 PIXELS = {
