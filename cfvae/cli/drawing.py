@@ -36,6 +36,10 @@ class Targets:
         "Raise `CfvaeError` where there is no place, or a picture of so many would be too large."
         anywhere = self.grid or self.folder or self.array
         check(bool(anywhere), "where to? Give --out grid.png, --out-dir DIR or --npz FILE.npz")
+        same = self.folder is not None and self.folder in (self.grid, self.array)
+        check(
+            not same, f"{self.folder} is given as a file and as a folder: --out-dir needs a name of its own"
+        )
         message = f"--out draws at most {LARGEST_GRID} images into one picture: use --out-dir or --npz"
         check(self.grid is None or n <= LARGEST_GRID, message)
 

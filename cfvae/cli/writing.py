@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from ..checkpoints import write_synced
-from ..core import check, from_uint8, image_grid
+from ..core import CfvaeError, check, from_uint8, image_grid
 from ..runs.saved import as_png
 
 LONGEST_NAME = 60  # characters of a class in a file's name, of four bytes at most
@@ -63,14 +63,22 @@ def save_each(
     names: Sequence[str] | None,  # their classes
     folder: Path,  # where to
 ) -> None:
-    "Save one PNG file per image, called by index and class."
+    """Save one PNG file per image, called by index and class.
+
+    Raises `CfvaeError` where one is there: two commands that began at once found the folder empty."""
     for i, image in enumerate(images):
         stem = f"{first + i:06d}"
         if names is not None:
             stem += "-" + re.sub(r"[^\w-]+", "_", names[i])[:LONGEST_NAME]
         path = folder / f"{stem}.png"
         try:
-            path.write_bytes(as_png(Image.fromarray(image)))
+            file = path.open("xb")
+        except FileExistsError:
+            message = f"{path} was not there before: another command writes into {folder}"
+            raise CfvaeError(f"{message}. Choose another --out-dir") from None
+        try:
+            with file:
+                file.write(as_png(Image.fromarray(image)))
         except BaseException:  # Ctrl-C too
             path.unlink(missing_ok=True)
             raise
@@ -93,7 +101,7 @@ def open_npz(
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     try:
         with (
-            _unwinding_on_signals(),
+            unwinding_on_signals(),
             zipfile.ZipFile(unfinished, "x") as archive,
             archive.open(entry, "w", force_zip64=True) as file,
         ):
@@ -105,7 +113,7 @@ def open_npz(
 
 
 @contextlib.contextmanager
-def _unwinding_on_signals() -> Iterator[None]:
+def unwinding_on_signals() -> Iterator[None]:
     "SIGTERM and a closed terminal end the process as they do anyway, but `finally` blocks are run before."
     if threading.current_thread() is not threading.main_thread():  # others may not set handlers
         yield

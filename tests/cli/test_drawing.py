@@ -17,6 +17,7 @@ from commandline import done, refused
 from PIL import Image
 
 from cfvae.cli.writing import open_npz, save_each, save_grid
+from cfvae.core import CfvaeError
 from cfvae.data import FACTORS
 from cfvae.pipeline import LatentVAEPipeline
 from cfvae.runs.folder import load_model
@@ -65,6 +66,14 @@ def test_a_caption_as_a_class_is_cut_in_the_names_of_files(tmp_path, name):
         f"000005-{name[:2]}",
         f"000006-{name[:2]}",
     ]
+
+
+def test_two_commands_do_not_mix_their_images_in_one_folder(tmp_path):
+    black, white = np.zeros((2, 1, 4, 4, 3), np.uint8) + np.uint8([[[[[0]]]], [[[[255]]]]])
+    save_each(black, 0, None, tmp_path)
+    with pytest.raises(CfvaeError, match="another command writes into"):
+        save_each(white, 0, None, tmp_path)
+    assert (np.asarray(Image.open(tmp_path / "000000.png")) == 0).all()
 
 
 @pytest.mark.parametrize("n", [1, 7])
@@ -165,6 +174,7 @@ def test_what_the_model_cannot_do_is_refused_before_anything_is_made(plain, monk
     "line, needles",
     [
         ("", ["--out", "--out-dir", "--npz"]),
+        ("--out x.png --out-dir x.png", ["x.png is given as a file and as a folder"]),
         ("--out x.jpg", ["--out is x.jpg", ".png"]),
         ("--npz x.png", ["--npz is x.png", ".npz"]),
         ("--out x.png --classes star --labels 3", ["--classes and --labels"]),
