@@ -53,7 +53,7 @@ def open_dataset(
     path = _expand(rest)
     shown = printable(path)
     exists = os.path.exists(path)
-    moved = f"if a run's images have moved, give their place by --data {kind}:PATH"
+    moved = f"if a run's images have moved: cfvae train --out RUN --resume --data {kind}:PATH"
     check(exists, f"{shown} does not exist: {kind}: needs the path of a folder or an archive; {moved}")
     root = path if path.is_dir() or kind == "table" else unpack(path, cache)
     listing = LISTERS[kind](root, train, shown)

@@ -38,7 +38,7 @@ def test_shapes_options():
         ("cifar10:x", "unknown dataset 'cifar10:x'"),
         ("folder:", "needs a path"),
         ("folder:no/such/place", "no/such/place does not exist"),
-        ("tiny-imagenet:no/such/place", "does not exist"),
+        ("tiny-imagenet:no/such/place", "train --out RUN --resume --data tiny-imagenet:PATH"),
         ("folder:" + "x" * 5000, "does not exist"),
         ("folder:a\0b", "does not exist"),
         (
