@@ -14,6 +14,7 @@ from ..published import load_published_pipeline, read_header
 from ..runs.folder import load_autoencoder, load_model
 from ..runs.saved import save_whole
 from .describing import describe_models, describe_shape, list_names
+from .writing import unwinding_on_signals
 
 
 def encode(
@@ -33,7 +34,8 @@ def encode(
 
     dataset = open_dataset(data, autoencoder.config.size, train=not validation)
     autoencoder.to(get_device(device))
-    latents = encode_dataset(autoencoder, dataset, out, flip).latents
+    with unwinding_on_signals():
+        latents = encode_dataset(autoencoder, dataset, out, flip).latents
     shape = describe_shape(latents.shape[1:])
     files = f"latents.npy ({latents.dtype}) and latents.json (shift and scale)"
     print(f"{len(latents)} codes of shape {shape} in {out}: {files}")

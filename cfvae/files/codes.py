@@ -61,7 +61,8 @@ def encode_dataset(
                 parts = _join_shares(autoencoder, dataset, folder, flip, shares)
             else:
                 parts = _encode_all(autoencoder, dataset, flip, batch_size, progress)
-            _write_codes(folder, parts, fingerprint)
+            with contextlib.closing(parts):  # and the bar with them, before an error is printed
+                _write_codes(folder, parts, fingerprint)
             stored = _load(folder, fingerprint, len(labels))
     if stored is None:
         raise CfvaeError(
@@ -174,7 +175,7 @@ def _encode_all(
     flip: bool,
     batch_size: int,
     progress: bool,
-) -> typing.Iterator[torch.Tensor]:
+) -> typing.Generator[torch.Tensor, None, None]:
     "Codes (b, channels, r, r), batch by batch: all images, then all mirror images."
     rounds = (False, True) if flip else (False,)
     starts = [(mirrored, s) for mirrored in rounds for s in range(0, len(dataset), batch_size)]
@@ -213,7 +214,7 @@ def _join_shares(
     folder: Path,
     flip: bool,
     shares: int,
-) -> typing.Iterator[torch.Tensor]:
+) -> typing.Generator[torch.Tensor, None, None]:
     "The codes of all shares in the order of `_encode_all`; the shares are removed after the last."
     opened = [_open_share(autoencoder, dataset, folder, flip, rank, shares) for rank in range(shares)]
     rounds = 2 if flip else 1

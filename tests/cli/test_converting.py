@@ -1,8 +1,10 @@
 "Tests of cfvae.cli.converting: codes, released weights, graphs."
 
 import copy
+import errno
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from commandline import call, done, refused
 
 from cfvae.data import Shapes
+from cfvae.files.arrays import RowWriter
 from cfvae.runs.folder import load_autoencoder, load_model
 
 
@@ -33,6 +36,27 @@ def test_encode(run):
     Path("foreign/latents.npy").write_text("mine")
     refused("encode run --data shapes:n=9 --out foreign", "foreign", "latents.npy", "did not write", "move")
     assert Path("foreign/latents.npy").read_text() == "mine"
+
+
+def test_sigterm_leaves_nothing_of_half_an_encoding(run, monkeypatch):
+    def stop(self, rows):
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RowWriter, "write", stop)
+    with pytest.raises(SystemExit) as ended:
+        call("encode run --data shapes:n=9 --out stopped")
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert os.listdir("stopped") == []
+
+
+def test_an_error_while_encoding_has_a_line_of_its_own(run, monkeypatch):
+    def fill(self, rows):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RowWriter, "write", fill)
+    code, _, err = call("encode run --data shapes:n=9 --out full")
+    assert code == 2 and "\nerror: cannot write the codes to full (No space left" in err
 
 
 def test_import_weights(released):
