@@ -13,7 +13,7 @@ from recipes_for_tests import tiny
 from cfvae.core import CfvaeError
 from cfvae.pipeline import LatentVAEPipeline
 from cfvae.runs.presets import preset
-from cfvae.runs.compare.run import compare
+from cfvae.runs.compare.run import _claim, compare
 from cfvae.runs.compare.contestant import Style
 from cfvae.runs.compare.crew import Crew
 from cfvae.runs.compare.figures import draw_quality, draw_training
@@ -166,6 +166,21 @@ def test_a_folder_of_another_comparison_or_of_other_files(compared, out, tmp_pat
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(CfvaeError, match="holds files but no comparison"):
         compare(recipe(), PLAN, tmp_path)
+
+
+def test_settings_name_no_folder_of_this_machine(tmp_path):
+    material = SimpleNamespace(
+        recipe=tiny(data=f"folder:{tmp_path}/photos"),
+        images=SimpleNamespace(fingerprint="a"),
+        codes=SimpleNamespace(fingerprint="b"),
+    )
+    plan = Plan(vae=str(tmp_path / "run"), features=str(tmp_path / "judge"), device="cpu")
+    _claim(tmp_path, material, plan, BUDGET)
+    assert str(tmp_path) not in (tmp_path / "settings.json").read_text()
+    _claim(tmp_path, material, plan, BUDGET)  # it goes on
+    another = dataclasses.replace(plan, vae=str(tmp_path / "other" / "run"))
+    with pytest.raises(CfvaeError, match="a comparison with another vae:"):
+        _claim(tmp_path, material, another, BUDGET)
 
 
 def test_a_vae_that_was_trained_before(compared, material, out, few_styles, tmp_path):

@@ -15,6 +15,7 @@ from ...checkpoints import write_synced
 from ...core import check, config_to_dict, count_parameters, get_device
 from ...files.lock import LOCK_FILE, OWNER_FILE, FolderLock
 from ...files.names import first_few
+from ...files.store import source_tag
 from ...pipeline import LatentVAEPipeline
 from ...recipes import Recipe
 from .contestant import Contestant, Material
@@ -38,6 +39,7 @@ from .training import (
 from ..free import refuse_foreign
 from ..judges import check_source
 from ..output import say
+from ..public import public_path, public_recipe
 
 SETTINGS = {"recipe", "images", "codes", "budget", "n", "features", "vae"}  # fields of settings.json
 MOST_ON_A_CPU = 128  # evaluations for an image; more take hours there
@@ -146,7 +148,7 @@ def _budget_of_recipe(material: Material) -> float:
 
 def _claim(out: Path, material: Material, plan: Plan, budget: float) -> None:
     "Note what all results rest on. Raises `CfvaeError` where those that are there rest on something else."
-    recipe = config_to_dict(material.recipe)
+    recipe = config_to_dict(public_recipe(material.recipe))
     for part in ("autoencoder_training", "vae_training"):
         del recipe[part]["device"]
     settings = {
@@ -155,8 +157,8 @@ def _claim(out: Path, material: Material, plan: Plan, budget: float) -> None:
         "codes": material.codes.fingerprint,
         "budget": budget,
         "n": plan.n,
-        "features": plan.features,
-        "vae": plan.vae,
+        "features": _public_tag(plan.features),
+        "vae": plan.vae and _public_tag(plan.vae),
     }
     settings = json.loads(json.dumps(settings))
     path = out / "settings.json"
@@ -168,6 +170,11 @@ def _claim(out: Path, material: Material, plan: Plan, budget: float) -> None:
         "give the same command again to go on with it, or choose another --out",
     )
     write_synced(path, json.dumps(settings, indent=1).encode())
+
+
+def _public_tag(path: str) -> str:
+    "Of a path through this machine its last name, and a digest that tells it from others of that name."
+    return path if public_path(path) == path else source_tag(Path(path))
 
 
 def _adopt(pipe: LatentVAEPipeline, material: Material, out: Path) -> None:
