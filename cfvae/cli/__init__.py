@@ -42,6 +42,7 @@ for _command in (  # in the order of the help
 def _dispatch(arguments: list[str]) -> int:
     "Read the command line and call the command; every exception comes through."
     errors.refuse_empty(arguments)
+    errors.refuse_unknown_bytes(arguments)
     command = typer.main.get_command(app)
     try:
         with command.make_context("cfvae", arguments) as context:

@@ -38,6 +38,18 @@ def refuse_empty(arguments: Sequence[str]) -> None:
         raise typer.BadParameter(f"{name} is empty: give it a value, or leave it out")
 
 
+def refuse_unknown_bytes(arguments: Sequence[str]) -> None:
+    """Raises a usage error where an argument is no text in UTF-8, as a name in another alphabet may be.
+
+    Python keeps such bytes as they are, but models and recipes cannot be written under them."""
+    for argument in arguments:
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError:
+            way_out = "rename it, or set PYTHONUTF8=1 if it is text"
+            raise typer.BadParameter(f"{argument!a} is no text in UTF-8: {way_out}") from None
+
+
 def readable(message: str) -> str:
     """A message as a terminal should show it, whatever names and values are in it.
 

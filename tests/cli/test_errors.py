@@ -77,6 +77,13 @@ def test_no_argument_may_be_empty(line, culprit, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_name_that_is_no_text_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = os.fsdecode(b"caf\xe9")
+    refused(f"sample shapes --n 1 --out '{name}.png'", r"caf\udce9.png' is no text in UTF-8: rename it")
+    assert not list(tmp_path.iterdir())
+
+
 def test_messages_stay_short_and_plain():
     from cfvae.cli.errors import readable
 
