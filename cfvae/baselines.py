@@ -39,7 +39,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from .core import check, device_of, make_generator, randn
+from .core import check, check_fields, device_of, make_generator, randn
 from .hvae import check_labels, drop_labels
 from .training import Batch, Loss, Metrics
 from .vae import mlp
@@ -70,6 +70,7 @@ class TransformerConfig:
     num_classes: int = 0  # 0: no labels
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("data_channels", "resolution", "width", "depth", "heads"):
             value = getattr(self, name)
             check(value >= 1, f"{name} is {value}: it must be at least 1")
@@ -355,6 +356,7 @@ class Quantiser:
     high: float = 4.0  # centre of the last
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check(self.bins >= 2, f"bins is {self.bins}: at least 2 are needed")
         check(self.low < self.high, f"low is {self.low} and high {self.high}: low must be below high")
 

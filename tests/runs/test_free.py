@@ -71,9 +71,9 @@ def test_what_is_replaced_carries_our_mark(tmp_path):
     refuse_foreign(tmp_path, names, {"rows"})
 
 
-@pytest.mark.parametrize("out", ["", "."])
-def test_no_name_is_not_the_current_folder(tmp_path, out):
-    with contextlib.chdir(tmp_path), pytest.raises(CfvaeError, match="--out is empty"):
+@pytest.mark.parametrize(("out", "said"), [("", "the folder is ''"), (".", "--out is empty")])
+def test_no_name_is_not_the_current_folder(tmp_path, out, said):
+    with contextlib.chdir(tmp_path), pytest.raises(CfvaeError, match=said):
         train(tiny(), "shapes:n=60", out)
     assert os.listdir(tmp_path) == []
 
