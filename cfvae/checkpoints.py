@@ -55,9 +55,11 @@ def write_synced(
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except BaseException:  # Ctrl-C too
+    except BaseException as error:  # Ctrl-C too
         with contextlib.suppress(OSError):
             aside.unlink()
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a full disk names no file, and nobody knows the one aside
         raise
     _sync_folder(path.parent)
 

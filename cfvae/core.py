@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "SEEDS",
     "PALETTE",
     "CfvaeError",
     "check",
@@ -12,6 +13,7 @@ __all__ = [
     "check_batch",
     "check_classes",
     "check_path",
+    "check_seed",
     "seed_everything",
     "make_generator",
     "randn",
@@ -152,22 +154,34 @@ def check_path(
 
 
 # %% ../nbs/00_core.ipynb #fa43696d
+SEEDS = 2**32  # how many a CPU's generator tells apart: to it, 2**32 is 0 again
+
+
+def check_seed(
+    seed: typing.Any,  # what was given
+) -> int:
+    "As Python's int. Raises `CfvaeError` for what is no whole number from 0, or not below `SEEDS`."
+    number = whole_number(seed, "the seed", 0)
+    check(number < SEEDS, f"the seed is {number}: take a whole number from 0 to {SEEDS - 1:,}")
+    return number
+
+
 def seed_everything(
-    seed: int,  # of 64 bits, of which NumPy and a CPU see the last 32; the same seed gives the same run
+    seed: int,  # from 0, below SEEDS; the same seed gives the same run
 ) -> None:
     "Seed the global generators of Python, NumPy and PyTorch (initial weights come from the last)."
+    check_seed(seed)
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 def make_generator(
-    seed: int,  # of 64 bits; a CPU's generator sees the last 32, so 0 and 2**32 are the same to it
+    seed: int,  # from 0, below SEEDS
     device: str | torch.device = "cpu",  # where the generator lives; noise is drawn there
 ) -> torch.Generator:
     "A generator of its own: two runs can share their noise whatever else draws random numbers."
-    check(-(2**63) <= seed < 2**63, "the seed is too large: a whole number of 64 bits is needed, such as 0")
-    return torch.Generator(device=device).manual_seed(seed)
+    return torch.Generator(device=device).manual_seed(check_seed(seed))
 
 
 # %% ../nbs/00_core.ipynb #3f732b5e

@@ -31,7 +31,16 @@ import warnings
 import numpy as np
 import torch
 
-from .core import check, check_classes, from_uint8, make_generator, whole_number, whole_numbers
+from cfvae.core import (
+    SEEDS,
+    check,
+    check_classes,
+    check_seed,
+    from_uint8,
+    make_generator,
+    whole_number,
+    whole_numbers,
+)
 
 
 # %% ../nbs/01_data.ipynb #ceec5400
@@ -480,12 +489,12 @@ class ShuffledBatches:
         check(divides, f"batch_size {batch_size} cannot be shared equally by {world} processes")
         self.n = n
         self.batch_size = batch_size
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.rank = rank
         self.world = world
 
     def _permutation(self, epoch: int) -> torch.Tensor:
-        mixed = (self.seed * 1_000_003 + epoch) % 2**63
+        mixed = (self.seed * 1_000_003 + epoch) % SEEDS
         return torch.randperm(self.n, generator=make_generator(mixed))
 
     def batch(

@@ -36,7 +36,16 @@ from accelerate.utils import broadcast, reduce
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from .core import CfvaeError, check, check_fields, device_of, get_device, make_generator
+from cfvae.core import (
+    SEEDS,
+    CfvaeError,
+    check,
+    check_fields,
+    check_seed,
+    device_of,
+    get_device,
+    make_generator,
+)
 from .data import Batches, ShuffledBatches, send
 
 
@@ -91,6 +100,7 @@ def _check_training(config: TrainingConfig) -> None:
     check(rate > 0, f"learning_rate is {rate}: it must be above 0")
     final = config.final_learning_rate
     check(final is None or final >= 0, f"final_learning_rate is {final}: it must be 0 or more")
+    check_seed(config.seed)
     check(config.warmup >= 0, f"warmup is {config.warmup}: it must be 0 or more")
     decay = config.ema_decay
     check(0 <= decay < 1, f"ema_decay is {decay}: it must be from 0 to below 1")
@@ -512,7 +522,7 @@ def _anyone_stops(callbacks: typing.Sequence[Callback], state: TrainingState, me
 # %% ../nbs/03_training.ipynb #107704b9
 def _mix(seed: int, step: int, rank: int) -> int:
     "One generator seed for every (run, step, process)."
-    return ((seed * 1_000_003 + step) * 1_009 + rank) % 2**63
+    return ((seed * 1_000_003 + step) * 1_009 + rank) % SEEDS
 
 
 def _check_skipping(state: TrainingState, norm: torch.Tensor) -> None:

@@ -225,9 +225,10 @@ def test_write_synced_fails_without_a_trace(tmp_path, monkeypatch, stage, error)
         monkeypatch.setattr(checkpoints, "open", fail, raising=False)
     else:
         monkeypatch.setattr(os, stage, fail)
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error)) as raised:
         write_synced(path, b"new")
     monkeypatch.undo()
+    assert getattr(raised.value, "filename", str(path)) == str(path)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
