@@ -30,6 +30,7 @@ __all__ = [
     "count_parameters",
     "device_of",
     "shipped_weights",
+    "verdict",
 ]
 
 # %% ../nbs/00_core.ipynb #4ab89cfa
@@ -497,3 +498,23 @@ def shipped_weights(
     weights = Path(str(resources.files("cfvae"))) / "weights"
     folders = {folder.name: folder for folder in weights.iterdir() if folder.is_dir()}
     return folders.get(name)
+
+
+# %% ../nbs/00_core.ipynb #a64d2abd
+def verdict(
+    check_answers: typing.Callable[..., object],  # takes the answers; raises where one of them is wrong
+    *answers: typing.Any,  # the reader's; `...` where nothing has been filled in
+) -> None:
+    """Print "right", or "not yet" and why: how an exercise is checked.
+
+    It raises nothing, so that a notebook runs to its end whatever has been filled in."""
+    if any(answer is ... for answer in answers):
+        print("not yet: an answer is still to be filled in above")
+        return
+    try:
+        check_answers(*answers)
+    except Exception as error:  # as varied as the ways to be wrong
+        reason = str(error) or type(error).__name__
+        print(f"not yet: {reason.splitlines()[0]}")
+    else:
+        print("right")
