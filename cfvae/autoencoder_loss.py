@@ -6,6 +6,7 @@
 __all__ = [
     "VGG_FILE",
     "RENAMED_FIELDS",
+    "Rebuild",
     "sharpness",
     "load_lpips",
     "PatchDiscriminator",
@@ -14,12 +15,15 @@ __all__ = [
     "AutoencoderLossConfig",
     "TwoPlayers",
     "first_stage",
+    "with_discriminator",
     "autoencoder_of",
+    "by_itself",
     "first_stage_loss",
 ]
 
 # %% ../nbs/03c_sharper_autoencoder.ipynb #c3f5efc6
 import dataclasses
+import typing
 import warnings
 from pathlib import Path
 
@@ -203,10 +207,17 @@ def first_stage(
     """The module to train: an autoencoder, and a discriminator where the loss asks for one.
 
     The autoencoder's initial weights are the same either way."""
-    autoencoder = Autoencoder(config)
+    return with_discriminator(Autoencoder(config), loss)
+
+
+def with_discriminator(
+    autoencoder: Autoencoder,  # new, or trained
+    loss: AutoencoderLossConfig,  # what it will be trained for
+) -> Autoencoder | TwoPlayers:
+    "The autoencoder, and a new discriminator beside it where the loss asks for one."
     if not loss.disc_weight:
         return autoencoder
-    size = config.size
+    size = autoencoder.config.size
     layers = loss.disc_layers
     advice = f"images of {size} pixels are too small for it, take fewer layers"
     check(size // 2**layers >= 3, f"disc_layers is {layers}: {advice}")
@@ -283,10 +294,20 @@ def _two_players(model: Autoencoder | TwoPlayers) -> TwoPlayers:
 
 
 # %% ../nbs/03c_sharper_autoencoder.ipynb #3eed0550
+# (model, images perhaps mirrored, batch, generator) -> the images rebuilt
+Rebuild = typing.Callable[[typing.Any, torch.Tensor, Batch, torch.Generator], torch.Tensor]
+
+
+def by_itself(model: nn.Module, x: torch.Tensor, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+    "The model's own reconstruction, from its own code."
+    return model(x)
+
+
 def first_stage_loss(
     config: AutoencoderLossConfig,  # the weights
     flip: bool = False,  # mirror a random half of the images
     perceptual_net: nn.Module | None = None,  # (a, b) -> one distance per image; None: LPIPS
+    rebuild: Rebuild = by_itself,  # how the model comes to its pictures
 ) -> Loss:
     """The loss of a `first_stage` module (03c.6), as `fit` wants it.
 
@@ -300,7 +321,7 @@ def first_stage_loss(
         model: Autoencoder | TwoPlayers, batch: Batch, generator: torch.Generator, step: int
     ) -> tuple[torch.Tensor, Metrics]:
         x = horizontal_flip(batch[0], generator) if flip else batch[0]
-        decoded = model(x)
+        decoded = rebuild(model, x, batch, generator)
         loss, metrics = _errors(config, net, decoded, x)
         if config.disc_weight and torch.is_grad_enabled():
             players = _two_players(model)

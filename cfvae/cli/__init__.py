@@ -22,6 +22,7 @@ app.callback()(commands.cfvae)
 for _command in (  # in the order of the help
     commands.presets,
     commands.train,
+    commands.tune,
     commands.info,
     commands.report,
     commands.evaluate,

@@ -42,6 +42,28 @@ def train(
     training.train(recipe, out, stage, resume, max_minutes)
 
 
+def tune(
+    model: options.Model,
+    out: options.TunedFolder,
+    data: options.OtherData = None,
+    flip: options.MirrorImages = False,
+    steps: options.TuningSteps = None,
+    max_minutes: options.MaxMinutes = None,
+    resume: options.Resume = False,
+    settings: options.Settings = None,
+    seed: options.TrainingSeed = None,
+    device: options.OtherDevice = None,
+    precision: options.Precision = None,
+) -> None:
+    "Teach a trained model's decoder to draw what stage two leaves out, against a discriminator."
+    from . import training, tuning
+
+    short = {"steps": steps, "seed": seed, "device": device, "precision": precision}
+    changes = training.collect_changes(short, settings or [])
+    chosen = tuning.choose(str(model), data, flip, changes)
+    tuning.tune(chosen, out, resume, max_minutes)
+
+
 def info(model: options.Model) -> None:
     "Show what a run or a saved pipeline holds, and how far its training is."
     from . import looking

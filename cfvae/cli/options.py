@@ -98,6 +98,17 @@ TrainingSeed = Annotated[
 OtherDevice = Annotated[str | None, Option(help="auto, cpu or cuda.", show_default=False)]
 Precision = Annotated[str | None, Option(help="auto, fp32 or bf16.", show_default=False)]
 
+# tune
+
+TunedFolder = Annotated[
+    Path,
+    Option(metavar="DIR", help="A folder for the tuned model, its log and pictures.", show_default=False),
+]
+MirrorImages = Annotated[
+    bool, Option("--flip", help="Mirror a random half of the images; for a run, its recipe decides.")
+]
+TuningSteps = Annotated[int | None, Option(help="Steps; 5,000 if not given.", show_default=False)]
+
 # sample
 
 SampleCount = Annotated[int, Option("--n", min=1, max=10_000_000, help="How many images.")]

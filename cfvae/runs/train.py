@@ -33,6 +33,8 @@ from .saved import save_whole
 
 FirstStage = Autoencoder | PretrainedAutoencoder
 SHOWN = 8  # held-out images in the pictures of a run
+AUTOENCODER_RATE = "autoencoder_training.learning_rate"  # fields of the recipe, for advice
+VAE_RATE = "vae_training.learning_rate"
 
 
 def prepare(
@@ -68,7 +70,7 @@ def _check_batch_sizes(recipe: Recipe, images: ImageDataset) -> None:
         )
 
 
-def _watchers(
+def watchers_of(
     folder: Path,  # of the stage
     config: TrainingConfig,  # of the stage
     resume: bool,  # go on from the newest checkpoint
@@ -76,6 +78,7 @@ def _watchers(
     columns: int,  # images per row
     extra: typing.Sequence[Callback],  # further callbacks
     data: str,  # fingerprint of what is learned from
+    rate: str,  # the recipe's field that a run which diverged should lower
 ) -> list[Callback]:
     """Who watches a stage. Log and pictures come before the checkpointer, so that they have all that a
     checkpoint counts as done; the others after it, so that they see the step it resumes from."""
@@ -87,7 +90,7 @@ def _watchers(
             config.checkpoint_every,
             resume,
             data=data,
-            rate=f"{folder.name}_training.learning_rate",
+            rate=rate,
         ),
         TensorBoardLog(folder / "tensorboard"),
         ProgressBar(folder.name),
@@ -117,7 +120,9 @@ def train_autoencoder(
     assert isinstance(sizes, AutoencoderConfig), "a borrowed first stage is not trained"
     model = first_stage(sizes, recipe.autoencoder_loss)
     loss_fn = first_stage_loss(recipe.autoencoder_loss, recipe.flip)
-    watchers = _watchers(folder, config, resume, draw, len(shown), extra, images.fingerprint)
+    watchers = watchers_of(
+        folder, config, resume, draw, len(shown), extra, images.fingerprint, AUTOENCODER_RATE
+    )
     state = fit(model, images, loss_fn, config, watchers, take_step=RecordedStep())
     if state.step == config.steps and state.is_main:
         averaged = typing.cast(Autoencoder | TwoPlayers, state.ema.module)
@@ -169,7 +174,9 @@ def train_vae(
         return LatentVAEPipeline(autoencoder, model, scaler, classes).to(model.decoder.start.device)
 
     draw = _vae_pictures(recipe, held, pipeline)
-    watchers = _watchers(folder, config, resume, draw, min(SHOWN, len(held)), extra, latents.fingerprint)
+    watchers = watchers_of(
+        folder, config, resume, draw, min(SHOWN, len(held)), extra, latents.fingerprint, VAE_RATE
+    )
     seed_everything(config.seed)
     model = HierarchicalVAE(recipe.vae)
     loss_fn = vae_loss(recipe.objective)
