@@ -301,7 +301,9 @@ def test_cifar10_failing_is_an_error_with_a_way_out():
 
 
 @settings(deadline=None, max_examples=60)
-@given(n=st.integers(1, 40), batch=st.integers(1, 40), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 3))
+@given(
+    n=st.integers(1, 40), batch=st.integers(1, 40), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 3)
+)
 def test_an_epoch_shows_every_image_at_most_once_whatever_the_order_of_asking(n, batch, seed, epoch):
     batch = min(n, batch)
     steps = range(epoch * (n // batch), (epoch + 1) * (n // batch))
