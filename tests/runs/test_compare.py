@@ -219,6 +219,14 @@ def test_models_of_pixels_are_for_small_pictures(material):
         assert bool(kind(photographs).obstacle) == name.startswith("pixel")
 
 
+def test_a_budget_too_small_is_noticed_before_anything_is_trained(tmp_path):
+    with pytest.raises(CfvaeError, match="the budget pays for 0 steps, give a larger --budget"):
+        compare(recipe(), dataclasses.replace(PLAN, models=tuple(MODELS), budget=1e4), tmp_path / "poor")
+    assert not [
+        path for path in (tmp_path / "poor").rglob("*") if path.suffix in (".pt", ".safetensors", ".npy")
+    ]
+
+
 def test_a_budget_that_is_too_small(material):
     with pytest.raises(CfvaeError, match="flow matching: the budget pays for 2 steps"):
         steps_for(MODELS["flow"](material), budget=160.0, flops=10.0)

@@ -3,10 +3,12 @@
 import dataclasses
 import math
 import typing
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from ...autoencoder import Autoencoder, AutoencoderConfig
 from ...core import check, get_device, make_generator
 from ...data import ImageDataset
 from ...files.codes import encode_dataset
@@ -20,6 +22,7 @@ from .contestant import Material
 from .models import MODELS
 from ..folder import load_autoencoder, load_model, load_recipe
 from ..output import say
+from ..steps import random_codes
 from ..train import FirstStage, prepare, train
 
 
@@ -64,8 +67,11 @@ def gather(
     plan: Plan,  # what is compared, and how
     pipe: LatentVAEPipeline | None,  # whose first stage is taken; None: it is trained
     out: Path,  # the comparison's folder
+    review: Callable[[Material], object] = bool,  # raises where what is planned cannot be done
 ) -> tuple[Material, ImageDataset, ImageDataset]:
-    "What all models share, the real images that samples are compared with, and as many others."
+    """What all models share, the real images that samples are compared with, and as many others.
+
+    `review` sees it with random codes, before a first stage is trained for the true ones."""
     recipe = _as_planned(recipe, plan, pipe)
     dataset = open_dataset(recipe.data, recipe.autoencoder.size)
     say(describe(dataset))
@@ -74,6 +80,9 @@ def gather(
         same = not recipe.conditional or pipe.classes == dataset.classes
         check(same, f"{plan.vae} knows other classes than {dataset.name}")
 
+    if pipe is None and isinstance(recipe.autoencoder, AutoencoderConfig):
+        codes = random_codes(recipe)
+        review(Material(recipe, Autoencoder(recipe.autoencoder), images, held, codes, codes))
     autoencoder = pipe.autoencoder if pipe is not None else _first_stage(recipe, out)
     autoencoder = autoencoder.to(get_device(plan.device))
     given = pipe.scaler.cpu() if pipe is not None else None

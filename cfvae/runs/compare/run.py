@@ -56,12 +56,13 @@ def compare(
     place = get_device(plan.device)
     with FolderLock(out), _fast_products():
         pipe = given_pipeline(plan)
-        material, real, others = gather(recipe, plan, pipe, out)
+        review = functools.partial(_count_steps, plan)  # a budget that is too small is noticed at once
+        material, real, others = gather(recipe, plan, pipe, out, review)
         contestants = _applicable(plan, material)
-        flops = {name: example_flops(contestant) for name, contestant in contestants.items()}
-        budget = _budget_of_recipe(material) if plan.budget is None else plan.budget
-        to_train = [name for name in contestants if name != "vae" or plan.vae is None]
-        steps = {name: steps_for(contestants[name], budget, flops[name]) for name in to_train}
+        for name in plan.models:
+            if name not in contestants:
+                say(f"{name} is left out: {MODELS[name](material).obstacle}")
+        budget, flops, steps = _count_steps(plan, material)
         _claim(out, material, plan, budget)
         if plan.vae is not None and pipe is not None:
             _adopt(pipe, material, out)
@@ -119,16 +120,21 @@ def _check_folder(out: Path) -> None:
 
 
 def _applicable(plan: Plan, material: Material) -> dict[str, Contestant]:
-    "The models that can be had of the data; a line for every other one."
-    contestants = {}
-    for name in plan.models:
-        contestant = MODELS[name](material)
-        if contestant.obstacle:
-            say(f"{name} is left out: {contestant.obstacle}")
-        else:
-            contestants[name] = contestant
+    "The models that can be had of the data."
+    contestants = {name: MODELS[name](material) for name in plan.models}
+    contestants = {name: contestant for name, contestant in contestants.items() if not contestant.obstacle}
     check(bool(contestants), "no model is left to compare")
     return contestants
+
+
+def _count_steps(plan: Plan, material: Material) -> tuple[float, dict[str, float], dict[str, int]]:
+    "The budget, the FLOPs of an example, and the steps that it pays for in every model that is trained."
+    contestants = _applicable(plan, material)
+    flops = {name: example_flops(contestant) for name, contestant in contestants.items()}
+    budget = _budget_of_recipe(material) if plan.budget is None else plan.budget
+    to_train = [name for name in contestants if name != "vae" or plan.vae is None]
+    steps = {name: steps_for(contestants[name], budget, flops[name]) for name in to_train}
+    return budget, flops, steps
 
 
 def _finals(plan: Plan, contestants: dict[str, Contestant]) -> list[Job]:
