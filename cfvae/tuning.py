@@ -8,7 +8,8 @@ __all__ = ["through_both"]
 # %% ../nbs/18_cifar10.ipynb #aafc14d4
 import torch
 
-from .autoencoder_loss import Rebuild, autoencoder_of
+from .autoencoder import Autoencoder
+from .autoencoder_loss import Rebuild, TwoPlayers, autoencoder_of
 from .hvae import HierarchicalVAE
 from .latents import LatentScaler
 from .training import Batch
@@ -24,7 +25,7 @@ def through_both(
     Only the decoder gets a gradient."""
 
     def rebuild(
-        model: torch.nn.Module, x: torch.Tensor, batch: Batch, generator: torch.Generator
+        model: Autoencoder | TwoPlayers, x: torch.Tensor, batch: Batch, generator: torch.Generator
     ) -> torch.Tensor:
         autoencoder = autoencoder_of(model)
         labels = batch[1] if vae.config.num_classes else None

@@ -11,12 +11,13 @@ import torch
 from ..autoencoder import Autoencoder
 from ..autoencoder_loss import (
     AutoencoderLossConfig,
+    TwoPlayers,
     autoencoder_of,
     first_stage_loss,
     with_discriminator,
 )
 from ..checkpoints import list_checkpoints, write_synced
-from ..core import check, config_to_dict, get_device, make_generator, seed_everything
+from ..core import CfvaeError, check, config_to_dict, get_device, make_generator, seed_everything
 from ..data import ImageDataset, hold_out
 from ..files.lock import FolderLock
 from ..files.open import describe, open_dataset
@@ -71,8 +72,8 @@ def tune(
     refuse_foreign(out, (NOTE, "decoder", "pipeline"), {"model", "images"})
     limit = [] if max_minutes is None else [TimeLimit(max_minutes)]
     pipe = load_model(tuning.model)
-    own = isinstance(pipe.autoencoder, Autoencoder)
-    check(own, f"{tuning.model}: its first stage is borrowed, and only our own decoders are tuned")
+    if not isinstance(pipe.autoencoder, Autoencoder):
+        raise CfvaeError(f"{tuning.model}: its first stage is borrowed, and only own decoders can be tuned")
     images, held, flip = _open_images(tuning, pipe)
     config = tuning.training
     check(
@@ -82,7 +83,7 @@ def tune(
     with FolderLock(out):
         _claim(out, tuning, pipe, images, resume)
         extra: list[Callback] = [signals or StopOnSignal(), *limit]
-        return _fit(pipe, tuning, images, held, flip, out, resume, extra)
+        return _fit(pipe, pipe.autoencoder, tuning, images, held, flip, out, resume, extra)
 
 
 def _open_images(tuning: Tuning, pipe: LatentVAEPipeline) -> tuple[ImageDataset, ImageDataset, bool]:
@@ -127,6 +128,7 @@ def _claim(out: Path, tuning: Tuning, pipe: LatentVAEPipeline, images: ImageData
 
 def _fit(
     pipe: LatentVAEPipeline,
+    autoencoder: Autoencoder,
     tuning: Tuning,
     images: ImageDataset,
     held: ImageDataset,
@@ -139,14 +141,14 @@ def _fit(
     config = tuning.training
     pipe.to(get_device(config.device))
     seed_everything(config.seed)
-    before = copy.deepcopy(pipe.autoencoder)
-    model = with_discriminator(pipe.autoencoder, tuning.loss)
+    before = copy.deepcopy(autoencoder)
+    model = with_discriminator(autoencoder, tuning.loss)
     autoencoder_of(model).encoder.requires_grad_(False)
     pipe.vae.requires_grad_(False).to(memory_format=torch.channels_last)  # as `fit` lays out what it trains
     rebuild = through_both(pipe.vae, pipe.scaler)
     shown = held.batch(range(min(SHOWN, len(held))))
 
-    def draw(model: torch.nn.Module) -> torch.Tensor:
+    def draw(model: Autoencoder | TwoPlayers) -> torch.Tensor:
         x, labels = (part.to(pipe.device) for part in shown)
         rows = [x]
         for decoder in (before, autoencoder_of(model)):  # without and with tuning, from the same draws
@@ -159,7 +161,7 @@ def _fit(
     loss_fn = first_stage_loss(tuning.loss, flip, rebuild=rebuild)
     state = fit(model, images, loss_fn, config, watchers, take_step=RecordedStep())
     if state.is_main:
-        averaged = typing.cast(torch.nn.Module, state.ema.module)
+        averaged = typing.cast(Autoencoder | TwoPlayers, state.ema.module)
         tuned = autoencoder_of(averaged).cpu()
         tuned.requires_grad_(True)
         save_whole(
