@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from ..files.names import printable
 from ..files.open import LISTERS
@@ -13,9 +13,11 @@ from ..recipes import Recipe
 def public_path(
     path: str | Path,  # a folder, or a name on the hub
 ) -> str:
-    "Of a path that leads through this machine only the last name; others as they are."
-    leads_through = Path(path).is_absolute() or Path(path).parts[:1] == ("~",) or ".." in Path(path).parts
-    return Path(path).name if leads_through else str(path)
+    "Of a path that leads through a machine only the last name; others as they are."
+    parted = PureWindowsPath(path)  # knows either slash, and drives: the run may be from another machine
+    at_home = str(parted).startswith("~")  # alone, or before somebody's name
+    leads_through = parted.anchor != "" or at_home or ".." in parted.parts
+    return parted.name if leads_through else str(path)
 
 
 def public_data(

@@ -25,6 +25,9 @@ NASTY = (
     [
         ("/home/somebody/cats", "cats"),
         ("~/cats", "cats"),
+        ("~somebody/cats", "cats"),
+        ("C:\\Users\\somebody\\cats", "cats"),
+        ("..\\somebody\\cats", "cats"),
         ("../../somebody/cats", "cats"),
         ("photos/cats", "photos/cats"),
         ("owner/name", "owner/name"),
@@ -39,6 +42,8 @@ def test_of_absolute_paths_the_last_name_is_left(path, shown):
     [
         ("folder:/home/somebody/cats", "folder:cats"),
         ("table:~/cats.csv", "table:cats.csv"),
+        ("folder:~somebody/cats", "folder:cats"),
+        ("folder:C:\\Users\\somebody\\cats", "folder:cats"),
         ("folder:photos/cats", "folder:photos/cats"),
         ("shapes:n=60,seed=1", "shapes:n=60,seed=1"),
         ("cifar10", "cifar10"),
