@@ -381,9 +381,9 @@ def export_onnx(
         "only a pipeline with an autoencoder of this package can be exported",
     )
     folder = check_path(folder)
-    _refuse_foreign(folder)
     try:
-        _try_to_write(folder)
+        _try_to_write(folder)  # makes it, and so the folders that a path leads through: only then it is seen
+        _refuse_foreign(folder)
         half = SamplingHalf(copy.deepcopy(pipe).to("cpu")).eval()
         model = _trace(half)
         store_as_bytes(model)

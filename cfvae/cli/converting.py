@@ -10,6 +10,7 @@ from .. import onnx_export
 from ..core import CfvaeError, check, get_device
 from ..files.codes import encode_dataset, is_codes_file, refuse_foreign_codes
 from ..files.open import open_dataset
+from ..files.ways import check_way
 from ..published import load_published_pipeline, read_header
 from ..runs.folder import load_autoencoder, load_model
 from ..runs.saved import save_whole
@@ -60,6 +61,7 @@ def import_weights(
     classes: Path | None,  # a file of class names, one per line
 ) -> None:
     "Save a released model as a pipeline, and say what it is."
+    check_way(out)
     check(not (out / "pipeline.json").exists(), f"{out} holds a pipeline already: choose another --out")
     empty = not out.is_dir() or not any(out.iterdir())
     check(empty, f"{out} holds files already, and some might be replaced: choose another --out")

@@ -23,6 +23,7 @@ from ..latents import LatentDataset, LatentScaler, weights_fingerprint
 from ..pretrained import PretrainedAutoencoder
 from .arrays import NO_ARRAY, RowWriter
 from .lock import LOCK_FILE, OWNER_FILE, FolderLock
+from .ways import check_way
 
 FORMAT = "cfvae codes 1"
 FIRST_FIELDS = {"fingerprint", "count", "shift", "scale"}  # those of 0.1, which had no mark and no checksum
@@ -93,6 +94,7 @@ def refuse_foreign_codes(
     folder: Path,  # where codes are to be written
 ) -> None:
     "Raises `CfvaeError` where a file that would be replaced was not written by cfvae."
+    check_way(folder)
     check(folder.is_dir() or not folder.exists(), f"{folder} is a file: codes need a folder")
     present = [name for name in ("latents.npy", "latents.json") if os.path.lexists(folder / name)]
     about = _read_fields(folder)

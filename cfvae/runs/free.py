@@ -10,6 +10,7 @@ from ..core import check
 from ..files.codes import refuse_foreign_codes
 from ..files.lock import LOCK_FILE, OWNER_FILE
 from ..files.names import first_few, printable
+from ..files.ways import check_way
 from .folder import load_recipe
 
 THREADS_FILE = "threads.json"  # of a demo: how many threads it trains with
@@ -26,6 +27,7 @@ def check_free(
 
     Raises `CfvaeError` for one with files that cfvae did not write, and for the current folder unless it
     holds a run: that is what an empty name means."""
+    check_way(out)
     if (out / "recipe.json").exists():
         load_recipe(out)  # complains where it is another program's
         refuse_foreign_codes(out / "latents")
@@ -45,6 +47,7 @@ def refuse_foreign(
     marks: Collection[str],  # fields that it has where cfvae wrote it
 ) -> None:
     "Raises `CfvaeError` where a file that would be replaced was not written by cfvae."
+    check_way(folder)
     present = [name for name in names if os.path.lexists(folder / name)]
     ours = set(marks) <= _read_fields(folder / names[0]).keys()
     message = f"{folder} holds {first_few(present)}, which cfvae did not write or which is damaged"

@@ -79,6 +79,7 @@ def test_import_weights_refuses(released):
     Path("theirs/vae").mkdir(parents=True)
     Path("theirs/vae/config.json").write_text("mine")
     refused("import-weights released.safetensors --out theirs", "theirs holds files already")
+    refused("import-weights released.safetensors --out new/../theirs", "leads through new")
     assert Path("theirs/vae/config.json").read_text() == "mine"
     refused("import-weights nowhere.pt --config church --out models/c", "nowhere.pt")
     refused("import-weights released.pt --out models/c", "--config")

@@ -54,6 +54,7 @@ def test_out_is_looked_at_before_the_work(unmeasured):
     Path("mine").mkdir()
     Path("mine/evaluation.json").write_text('{"rows": 3}')
     refused("evaluate shapes --data shapes --out mine", "evaluation.json, which cfvae did not write")
+    refused("evaluate shapes --data shapes --out new/../mine", "leads through new, which is not there")
     assert Path("mine/evaluation.json").read_text() == '{"rows": 3}'
 
 

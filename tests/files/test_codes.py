@@ -233,6 +233,14 @@ def test_foreign_files_are_refused_and_kept(images, tmp_path, files):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
 
 
+def test_a_way_back_out_of_a_folder_that_is_not_there_hides_nothing(images, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "latents.npy").write_text("mine")
+    with pytest.raises(CfvaeError, match=r"mine leads through .*new, which is not there"):
+        encode(Stub(), images, tmp_path / "new" / ".." / "mine")
+    assert (tmp_path / "mine" / "latents.npy").read_text() == "mine"
+
+
 def test_neighbours_and_other_files_are_left_alone(images, tmp_path):
     (tmp_path / "codes.tmp").mkdir()
     (tmp_path / "codes.tmp" / "thesis.tex").write_text("mine")

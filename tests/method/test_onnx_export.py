@@ -373,6 +373,14 @@ def test_foreign_files_are_refused_and_kept(tmp_path, monkeypatch, files):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
 
 
+def test_a_way_back_out_of_a_folder_that_is_not_there_hides_nothing(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "model.onnx").write_text("mine")
+    with pytest.raises(CfvaeError, match="model.onnx that cfvae did not write"):
+        quick_export(monkeypatch, tmp_path / "new" / ".." / "mine")
+    assert (tmp_path / "mine" / "model.onnx").read_text() == "mine"
+
+
 def test_own_files_are_replaced_and_neighbours_are_kept(tmp_path, monkeypatch):
     for name in ("model.onnx.tmp", "model.json.tmp", "notes.txt"):
         (tmp_path / name).write_text("mine")

@@ -71,6 +71,19 @@ def test_what_is_replaced_carries_our_mark(tmp_path):
     refuse_foreign(tmp_path, names, {"rows"})
 
 
+@pytest.mark.parametrize("file", ["recipe.json", "data.json", "latents/latents.npy"])
+def test_a_way_back_out_of_a_folder_that_is_not_there_hides_nothing(tmp_path, file):
+    write(tmp_path, {f"mine/{file}": '{"flour": 500}'})
+    hidden = tmp_path / "new" / ".." / "mine"
+    for ask in (check_free, lambda folder: refuse_foreign(folder, [file], {"rows"})):
+        with pytest.raises(CfvaeError, match=r"mine leads through .*new, which is not there"):
+            ask(hidden)
+    with pytest.raises(CfvaeError, match="which is not there"):
+        train(tiny(), "shapes:n=60", hidden)
+    assert contents(tmp_path) == {f"mine/{file}": '{"flour": 500}'}
+    check_free(tmp_path / "mine" / ".." / "free")  # a way back that can be followed
+
+
 @pytest.mark.parametrize(("out", "said"), [("", "the folder is ''"), (".", "--out is empty")])
 def test_no_name_is_not_the_current_folder(tmp_path, out, said):
     with contextlib.chdir(tmp_path), pytest.raises(CfvaeError, match=said):
