@@ -161,12 +161,13 @@ class PretrainedAutoencoder(nn.Module):
         "Save the model as diffusers does, and first_stage.json beside it."
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
-        if not isinstance(self.model, nn.Identity):
-            self.model.save_pretrained(path)
-
         source = self.config.source
         if Path(source).is_dir():
             source = Path(source).name  # nobody else has the folder
+        if not isinstance(self.model, nn.Identity):
+            self.model.register_to_config(_name_or_path=source)  # diffusers noted where it was read from
+            self.model.save_pretrained(path)
+
         fields = config_to_dict(dataclasses.replace(self.config, source=source))
         text = json.dumps(fields, indent=1)
         (path / "first_stage.json").write_text(text, encoding="utf-8")
