@@ -202,12 +202,15 @@ def _read(path: Path) -> tuple[int, dict[str, typing.Any]]:
             "Delete it, or find out who put it there."
         ) from None
 
-    is_ours = isinstance(content, dict) and content.get("format") == _FORMAT
-    check(is_ours, f"{path} is not a checkpoint of this package: move it out of the run's folder")
+    strange = f"{path} is not a checkpoint of this package: move it out of the run's folder"
+    check(isinstance(content, dict) and content.get("format") == _FORMAT, strange)
     version = content.get("version")
     versions = f"has format version {version}, this code reads {_VERSION}"
     check(version == _VERSION, f"{path} {versions}: use the cfvae that wrote it")
-    return content["step"], content["state"]
+    step = content.get("step")
+    state = content.get("state")
+    check(type(step) is int and isinstance(state, dict), strange)
+    return step, state
 
 
 # %% ../nbs/03b_checkpoints.ipynb #d6e32410

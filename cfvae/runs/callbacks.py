@@ -159,6 +159,19 @@ class Checkpointer(Callback):
         if newest is None:
             return None
         step, saved_state = newest
+        try:
+            self._take_up(state, step, saved_state)
+        except CfvaeError:
+            raise
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # of another make
+            raise CfvaeError(
+                f"the checkpoint of step {step} in {self.folder} cannot be taken up "
+                f"({type(error).__name__}): remove it, and --resume goes on from the one before"
+            ) from error
+        return step
+
+    def _take_up(self, state: TrainingState, step: int, saved_state: dict[str, typing.Any]) -> None:
+        "Put a checkpoint into a fresh state. Raises `CfvaeError` for one that does not fit this run."
         _check_counts(saved_state, self.folder, step)
         _check_finite(saved_state, self.folder, step)
         learned_from = saved_state.get("config", {}).pop("data", self.data)  # older ones do not say
@@ -168,7 +181,6 @@ class Checkpointer(Callback):
             "autoencoder are others. Bring the old ones back, or choose another folder",
         )
         _resume(state, saved_state, self.folder)
-        return step
 
     def _save(self, state: TrainingState) -> None:
         if state.step != self.saved:

@@ -509,6 +509,12 @@ def test_malicious_pickle_only_raises(folder, tmp_path):
             "has format version 2, this code reads 1",
         ),
         ({"format": "cfvae checkpoint", "step": 9, "state": {}}, "has format version None"),
+        ({"format": "cfvae checkpoint", "version": 1, "state": {}}, "not a checkpoint of this package"),
+        ({"format": "cfvae checkpoint", "version": 1, "step": 9}, "not a checkpoint of this package"),
+        (
+            {"format": "cfvae checkpoint", "version": 1, "step": 9, "state": [1]},
+            "not a checkpoint of this package",
+        ),
     ],
 )
 def test_strangers(folder, payload, complaint):

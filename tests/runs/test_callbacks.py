@@ -482,6 +482,31 @@ def test_a_checkpoint_that_counts_otherwise_is_refused(tmp_path, part, value):
         train([Checkpointer(tmp_path, every=5, resume=True)])
 
 
+def with_one_parameter_twice(state: dict) -> None:
+    group = state["optimizer"]["param_groups"][0]
+    group["params"] = [group["params"][0]] * len(group["params"])
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda state: state.update(config=[1]),
+        lambda state: state.update(model=[1]),
+        lambda state: state.update(ema=None),
+        lambda state: state.update(optimizer="adam"),
+        with_one_parameter_twice,
+    ],
+    ids=["config", "model", "ema", "optimizer", "params"],
+)
+def test_a_checkpoint_of_another_make_is_refused(tmp_path, forge):
+    train([Checkpointer(tmp_path, every=5), StopAt(12)])
+    step, state = load_checkpoint(tmp_path)
+    forge(state)
+    save_checkpoint(tmp_path, step, state)
+    with pytest.raises(CfvaeError, match="cannot be taken up|of another model"):
+        train([Checkpointer(tmp_path, every=5, resume=True)])
+
+
 def test_a_checkpoint_that_learned_from_other_data_is_refused(tmp_path, undisturbed):
     train([Checkpointer(tmp_path, every=5, data="a"), StopAt(12)])
     with pytest.raises(CfvaeError, match="learned from other data than this run has now"):
