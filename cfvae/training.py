@@ -541,6 +541,17 @@ def _check_skipping(state: TrainingState, norm: torch.Tensor) -> None:
         )
 
 
+# %% ../nbs/03_training.ipynb #5d6e02b7
+def _check_learned(state: TrainingState) -> None:
+    "Raise `CfvaeError`, with advice, where the last step is done and not one of all was taken."
+    steps = state.config.steps
+    if state.step >= steps and state.skipped >= state.step:
+        raise CfvaeError(
+            f"all {steps} steps were skipped: the model has learned nothing.\n"
+            "Lower learning_rate, or raise skip_norm if it is below the norms in the log, and train anew."
+        )
+
+
 # %% ../nbs/03_training.ipynb #5ebbc31f
 def fit(
     model: nn.Module,  # trained in place
@@ -551,7 +562,7 @@ def fit(
     take_step: Step = called_step,  # how; on one GPU, `cfvae.runs.recorded.RecordedStep()` is faster
 ) -> TrainingState:
     """Train up to step `config.steps` and return the state, whose `ema.module` is the model to use.
-    Raises `CfvaeError` where the batch cannot be shared out, or too many steps in a row are skipped."""
+    Raises `CfvaeError` where the batch cannot be shared out, or too many steps, or all, are skipped."""
     state = _begin(model, config)
     processes = PartialState()
     rank = processes.process_index
@@ -565,6 +576,7 @@ def fit(
             if _anyone_stops(callbacks, state, metrics):
                 break
             _check_skipping(state, metrics["gradient_norm"])
+        _check_learned(state)
 
     model.eval()
     state.ema.eval()

@@ -441,6 +441,34 @@ def test_a_run_that_skipped_too_much_can_follow_the_advice():
     assert again.events == ["start", 4, 5, 6, "end"]
 
 
+def test_a_run_that_skipped_all_of_its_steps_is_not_done():
+    "Shorter than `max_skipped`, too; and where a checkpoint of its last step is taken up."
+    watch = Recorder()
+    with pytest.raises(CfvaeError, match="all 3 steps were skipped.*\n.*learning_rate.*skip_norm"):
+        fit(new_model(), DATA, LOSS, config(steps=3, skip_norm=1e-9, skip_from=0), [watch])
+    assert watch.events == ["start", 1, 2, 3, "end"]
+
+    class TakeUp(Callback):
+        def on_start(self, state):
+            state.load_state_dict(watch.states[-1])
+
+    with pytest.raises(CfvaeError, match="all 3 steps were skipped"):
+        fit(new_model(), DATA, LOSS, config(steps=3), [TakeUp()])
+    state = fit(new_model(), DATA, LOSS, config(steps=4), [TakeUp()])
+    assert (state.step, state.skipped) == (4, 3)  # a run that has learned at all
+
+
+def test_a_run_that_is_stopped_may_have_skipped_all():
+    "It is not done: who goes on with it may choose other settings."
+
+    class Stop(Callback):
+        def on_step(self, state, metrics):
+            raise StopTraining
+
+    state = fit(new_model(), DATA, LOSS, config(steps=3, skip_norm=1e-9, skip_from=0), [Stop()])
+    assert (state.step, state.skipped) == (1, 1)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamax"])
 def test_a_skip_decided_by_a_tensor_is_one_decided_beforehand(optimizer):
     c = config(steps=6, optimizer=optimizer, warmup=0)
