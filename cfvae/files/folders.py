@@ -240,13 +240,33 @@ def list_folder(
     shown_classes = tuple(printable(class_name) for class_name in classes)
     counts = {folder.base: len(folder.all_images()) for folder in folders}
     sub_folders = {folder.base: tuple(inner.base for inner in folder.folders) for folder in folders}
-    notes = _left_out(top) + suspicions(counts, sub_folders)
+    notes = _beside_the_split(tree, top) + _left_out(top) + suspicions(counts, sub_folders)
     return Listing(Path(root), tuple(images), tuple(labels), shown_classes, notes, top.split_name())
 
 
 def _class_folders(top: Folder) -> list[Folder]:
     "The class folders; none if the images lie flat, or all but one sub-folder's worth of them do."
     return top.folders if len(top.folders) > 1 or not top.images else []
+
+
+def _beside_the_split(tree: Folder, top: Folder) -> tuple[str, ...]:
+    "A folder train is taken as a split, whatever stands beside it; but beside a bus a train is a class."
+    beside = _beside(tree, top)
+    if not beside:
+        return ()
+    split = top.split_name()
+    way_out = f"if {printable(split)} is a class and no split, give its folder another name"
+    return (f"folders beside {printable(split)} are left out: {first_few(beside)}; {way_out}",)
+
+
+def _beside(folder: Folder, top: Folder) -> list[str]:
+    "The folders with images beside the way from a folder down to the classes; none where several are splits."
+    if folder is top:
+        return []
+    (inner,) = (inner for inner in folder.folders if f"{top.name}/".startswith(f"{inner.name}/"))
+    others = [other.base for other in folder.folders if other is not inner]
+    divided = any(_role(name) in TRAIN_NAMES + VAL_NAMES for name in others)
+    return ([] if divided else others) + _beside(inner, top)
 
 
 def _left_out(top: Folder) -> tuple[str, ...]:

@@ -130,6 +130,15 @@ def test_suspicious_trees_are_told(tmp_path, names, message):
     assert re.search(message, note)
 
 
+@pytest.mark.parametrize("kinds", [["bus/front", "car/front"], ["bus", "car"]])
+@pytest.mark.parametrize("above", ["", "vehicles/"])
+def test_what_stands_beside_a_split_is_told(tmp_path, kinds, above):
+    names = [*kinds, "train/front", "train/rear"]
+    grow(tmp_path, [f"{above}{name}/{i}.png" for name in names for i in range(2)])
+    (note,) = list_folder(tmp_path).notes
+    assert note.startswith(f"folders beside {above}train are left out: bus, car; if {above}train is a class")
+
+
 def test_honest_trees_are_not_suspected(tmp_path):
     names = [f"n{k}/images/{i}.png" for k in range(3) for i in range(3)]
     assert list_folder(grow(tmp_path / "t", names)).notes == ()
