@@ -7,6 +7,8 @@ import gzip
 import hashlib
 import io
 import lzma
+import os
+import shutil
 import stat
 import tarfile
 import typing
@@ -21,6 +23,7 @@ ARCHIVES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", ".zip")
 BOMB_RATIO = 50  # unpacked bytes may be so many times the archive's
 BOMB_FLOOR = 2**30  # and always so many
 MEMBER_COST = 512  # bytes that an empty member counts for
+COUNT_FILE = ".cfvae-count"  # among what is unpacked: how many files that were
 BLOCK = 1 << 16  # bytes copied at a time
 HEADER_LIMIT = 1 << 20  # bytes of what stands before one member of a .tar: its name, and notes about it
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)  # of a disk, to be written to
@@ -56,8 +59,9 @@ def unpack(
     status = archive.stat()
     version = hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:16]
     target = Path(cache) / "unpacked" / f"{source_tag(archive)}-{version}"
-    if target.is_dir():
+    if _is_whole(target):
         return target
+    shutil.rmtree(target, ignore_errors=True)
     with new_folder(target, need=status.st_size) as folder:
         try:
             _unpack_into(archive, folder)
@@ -68,8 +72,22 @@ def unpack(
                 raise
             reason = f"{type(error).__name__}: {printable(str(error))[:100]}"
             raise CfvaeError(f"{printable(archive.name)} is damaged or not an archive ({reason})") from error
+        (folder / COUNT_FILE).write_text(str(_count_files(folder)), encoding="ascii")
     remove_older(target, source_tag(archive))
     return target
+
+
+def _is_whole(folder: Path) -> bool:
+    "Whether all is there that was unpacked: what clears away old files takes them one by one."
+    try:
+        noted = int((folder / COUNT_FILE).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return False
+    return _count_files(folder) == noted
+
+
+def _count_files(folder: Path) -> int:
+    return sum(name != COUNT_FILE for _, _, names in os.walk(folder) for name in names)
 
 
 def _is_the_disks(error: Exception) -> bool:
