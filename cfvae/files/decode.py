@@ -75,6 +75,12 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
+def _open(path: str | Path) -> Image.Image:
+    "A picture, not loaded yet. Who opens a pipe may wait for ever, so nothing but files is opened."
+    check(os.path.isfile(path) or not os.path.exists(path), "not a file")
+    return Image.open(path, formats=FORMATS)
+
+
 def decode_image(
     path: str | Path,  # an image file of any format in FORMATS, whatever its name ends in
     size: int,  # side of the square, in pixels
@@ -82,7 +88,7 @@ def decode_image(
     """Upright RGB, centre-cropped: uint8 (3, size, size), and the file's own shorter side.
 
     A damaged file raises whatever Pillow raises."""
-    with Image.open(path, formats=FORMATS) as image:
+    with _open(path) as image:
         width, height = image.size
         check(width * height <= MAX_PIXELS, _too_large())
         image.draft(None, (2 * size, 2 * size))  # JPEG: decode no more pixels than are needed
@@ -98,7 +104,7 @@ def many_bit_range(
 ) -> str | None:
     "What numbers a file of 16 or more bits holds, and what is taken as white; None for all other files."
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with _open(path) as image:
             if not _has_many_bits(image):
                 return None
             low, high = _value_range(image)

@@ -112,6 +112,15 @@ def test_the_range_of_many_bits(tmp_path):
     assert many_bit_range(tmp_path / "y.png") is None and many_bit_range(tmp_path / "gone.png") is None
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_nobody_waits_for_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    os.mkdir(tmp_path / "folder.png")
+    for name in ("pipe.png", "folder.png"):
+        assert try_decode(tmp_path / name, 8) == (None, "not a file")
+        assert many_bit_range(tmp_path / name) is None
+
+
 def test_transparency_is_laid_on_white(tmp_path):
     Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     Image.new("RGBA", (9, 9), (200, 0, 0, 128)).save(tmp_path / "half.png")
