@@ -38,9 +38,11 @@ def _has_many_bits(image: Image.Image) -> bool:
 def _many_bits_to_eight(image: Image.Image) -> Image.Image:
     "Grey of 16 or 32 bits, or of floating-point numbers from 0 to 1 or to 255."
     top = _full_scale(image, _value_range(image)[1])
+    transparent = image.info.get("transparency", np.nan)  # one grey, in PNG; nothing equals NaN
     grey = np.empty((image.height, image.width), np.uint8)
     for rows, values in _row_blocks(image):
         shares = np.clip(values / top, 0, 1)
+        shares[values == transparent] = 1
         grey[rows] = np.rint(shares * 255)
     return Image.fromarray(grey)
 

@@ -23,7 +23,7 @@ FILLERS = (
 )
 RUN_FILES = {"recipe.json", "run.lock"}  # of a folder that training wrote: its pictures are no data
 MAX_DEPTH = 64  # folders inside each other
-DECODING_VERSION = 1  # raising it makes every cached array be decoded again
+DECODING_VERSION = 2  # raising it makes every cached array be decoded again
 
 
 class NoValidationSplit(CfvaeError):

@@ -132,6 +132,13 @@ def test_transparency_is_laid_on_white(tmp_path):
     assert np.abs(decode_image(tmp_path / "half.png", 4)[0][:, 0, 0].astype(int) - (227, 127, 127)).max() <= 1
 
 
+def test_a_transparent_grey_of_many_bits_is_white(tmp_path):
+    grey = Image.fromarray(np.full((8, 8), 30_000, np.uint16))
+    for transparent, expected in ((30_000, 255), (30_001, 117)):
+        grey.save(tmp_path / "x.png", transparency=transparent)
+        assert (decode_image(tmp_path / "x.png", 4)[0] == expected).all()
+
+
 @pytest.mark.parametrize("kind", ["gif", "webp", "png", "tif"])
 def test_the_first_frame_of_several(tmp_path, kind):
     options = {"lossless": True} if kind == "webp" else {}
