@@ -256,6 +256,9 @@ def _zip_members(archive: Path, folder: Path) -> typing.Iterator[Member]:
                 "unpack it yourself and give folder:PATH",
             )
 
+            if "/" not in info.filename:  # some programs part folders as Windows does
+                info.filename = info.filename.replace("\\", "/")
+
             def open_member(info: zipfile.ZipInfo = info) -> typing.IO[bytes]:
                 return file.open(info)
 

@@ -240,6 +240,16 @@ def test_members_that_have_no_place_of_their_own(tmp_path, cache, names, ending)
     assert not any(cache.rglob("*.png"))
 
 
+def test_a_zip_with_the_slashes_of_windows_has_folders(tmp_path, cache):
+    names = ["cats\\", "cats\\a.png", "cats\\b.png", "dogs\\young\\a.png"]
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        for seed, name in enumerate(names):
+            file.writestr(zipfile.ZipInfo(name), b"" if name.endswith("\\") else png(seed))
+    listing = list_folder(unpack(tmp_path / "x.zip", cache))
+    assert listing.names == ("cats/a.png", "cats/b.png", "dogs/young/a.png")
+    assert listing.classes == ("cats", "dogs")
+
+
 def test_an_encrypted_zip(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
         file.writestr("a.png", png())
