@@ -93,7 +93,7 @@ def _read_names(path: Path) -> list[str]:
 
 def _read_text(path: Path, option: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some programs begin a file with a mark
     except UnicodeDecodeError:
         raise CfvaeError(f"{option} {path} is no text in UTF-8: save it again in that encoding") from None
 

@@ -62,13 +62,16 @@ def test_an_error_while_encoding_has_a_line_of_its_own(run, monkeypatch):
 def test_import_weights(released):
     out = done("import-weights released.pt --config config.json --out models/a")
     assert "models/a" in out and "16 x 16" in out and "3: 1 at 1 x 1, 1 at 4 x 4, 1 at 8 x 8" in out
-    Path("names.txt").write_text("cat\ndog\n\nemu\n")
+    Path("names.txt").write_text("cat\ndog\n\nemu\n", encoding="utf-8-sig")  # with a mark, as Windows may
     done("import-weights released.safetensors --classes names.txt --out models/b")  # the config is inside
     assert load_model("models/a").classes == ("0", "1", "2")
     assert load_model("models/b").classes == ("cat", "dog", "emu")
     assert load_model("models/a").scaler.scale.item() == pytest.approx(4.4)
     done("sample models/b --n 2 --classes emu --mean-weight 1.5 --out emus.png")
     assert "parameters" in done("info models/a")
+
+    Path("marked.json").write_text(Path("config.json").read_text(), encoding="utf-8-sig")
+    done("import-weights released.pt --config marked.json --out models/marked")
 
     before = Path("models/a/vae/model.safetensors").read_bytes()
     refused("import-weights released.pt --config config.json --out models/a", "models/a", "already")
