@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..checkpoints import write_synced
-from ..core import CfvaeError, check
+from ..core import CfvaeError, check, check_classes
 from ..data import ImageDataset
 from .arrays import NO_ARRAY, RowWriter
 from .decode import many_bit_range, try_decode
@@ -49,7 +49,9 @@ def decode_listing(
 ) -> FileImages:
     """Decode a listing's images, or reuse the copy that was decoded from the same files.
 
-    Unreadable ones are left out and listed in `.skipped` as (name, reason)."""
+    Unreadable ones are left out and listed in `.skipped` as (name, reason). Raises `CfvaeError` where none is
+    left, where the copy cannot be written, and for two classes that are shown by one name."""
+    check_classes(listing.classes, name)  # escaped, two folders' names can become one
     prefix = f"{tag}-{size}"
     target = Path(cache) / "images" / f"{prefix}-{listing.key()[:16]}"
     paths = [os.path.join(listing.root, image) for image in listing.names]

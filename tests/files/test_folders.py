@@ -227,6 +227,12 @@ def test_runs_are_no_data(tmp_path):
     assert list_folder(root).classes == ("dog", "emu")
 
 
+def test_two_folders_that_are_shown_by_one_name_are_refused_by_it(tmp_path):
+    grow(tmp_path / "t", ["a\x1b/1.png", "a\\x1b/1.png", "b/1.png"])
+    with pytest.raises(CfvaeError, match=re.escape(r"two classes are called a\x1b")):
+        open_dataset(f"folder:{tmp_path / 't'}", 8, cache=tmp_path / "cache")
+
+
 def test_absurdly_deep_trees_are_refused(tmp_path):
     os.makedirs(tmp_path / "/".join(["d"] * 70))
     with pytest.raises(CfvaeError, match="more than 64 deep"):
