@@ -45,7 +45,7 @@ def list_table(
     files = [_file(row.get(file_column), f"{name}: row {number}") for number, row in enumerate(rows, 1)]
     outside = [file for file in files if not _is_inside(file)]
     check(not outside, f"{name} names files that are not below its folder: {first_few(outside)}")
-    labels = [_label(row.get(label_column)) for row in rows]
+    labels = [_label(row.get(label_column), f"{name}: row {number}") for number, row in enumerate(rows, 1)]
     return _listing(path.parent, _once(files, labels, name), len(rows))
 
 
@@ -91,9 +91,13 @@ def _is_inside(file: str) -> bool:
     return bool(parts) and not PurePosixPath(file).is_absolute() and ".." not in parts and "\0" not in file
 
 
-def _label(value: object) -> str:
+def _label(value: object, row: str) -> str:
     "A class as text; empty where there is none."
-    return "" if value is None else str(value).strip()
+    if value is None:
+        return ""
+    usable = isinstance(value, (str, int)) and not isinstance(value, bool)
+    check(usable, f"{row} has the label {value}: a class is a text or a whole number")
+    return str(value).strip()
 
 
 def _listing(root: Path, labelled: dict[str, str], rows: int) -> Listing:

@@ -105,6 +105,10 @@ def test_labels_keep_their_characters(pictures, label):
         (b"file,label\n../x.png,x\n", r"not below its folder: \.\./x.png"),
         (b"file,label\na.png,x\n,x\n", "row 2 names no file"),
         (b'{"file": 0, "label": 1}\n', "row 1 names no file"),
+        *[
+            (b'{"file": "a.png", "label": 1}\n{"file": "c.png", "label": %s}' % label, "row 2 has the label")
+            for label in (b"[1, 2]", b'{"a": 1}', b"true", b"1.0", b"NaN")
+        ],
         (b'[{"file": "a.png", "label": 1}]\n', "a line is no JSON object"),
         (b"file,label\na.png,x\n./a.png,y\n", "gives a file two labels: a.png"),
         (b"file,label\nK\xe4fer.png,x\n", "cannot be read .*UTF-8"),
