@@ -84,6 +84,10 @@ def _notes(dataset: FileImages, listing: Listing) -> list[str]:
         culprits = first_few([f"{image} ({reason})" for image, reason in dataset.skipped])
         skipped = len(dataset.skipped)
         notes.append(f"{skipped} of {len(listing.names)} images cannot be read and are left out: {culprits}")
+    unseen = set(listing.labels) - set(dataset.labels.tolist())
+    if unseen:
+        names = first_few([listing.classes[label] for label in sorted(unseen)])
+        notes.append(f"no image of these classes can be read: {names}")
     if dataset.enlarged:
         notes.append(
             f"{dataset.enlarged} of {len(dataset)} images are smaller than {dataset.size} pixels "

@@ -109,6 +109,15 @@ def test_a_tree_of_damaged_files_only(tmp_path, cache, monkeypatch):
     assert not list((cache / "images").iterdir())
 
 
+def test_a_class_without_a_readable_image_is_told(tmp_path, cache):
+    root = grow(tmp_path / "t", ["a/1.png", "b/1.png", "c/1.png", "c/2.png"])
+    for name in ("b/1.png", "c/1.png"):
+        (root / name).write_text("not a picture")
+    for _ in range(2):  # decoded, and read again
+        _, told = quiet(f"folder:{root}", cache=cache)
+        assert len(told) == 2 and told[1].endswith("no image of these classes can be read: b")
+
+
 def test_an_unreadable_file_is_reported(tmp_path, cache, monkeypatch):
     grow(tmp_path / "t", ["a/1.png", "b/1.png", "b/2.png"])
     real = Image.open
