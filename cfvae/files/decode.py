@@ -53,7 +53,8 @@ def _row_blocks(image: Image.Image) -> typing.Iterator[tuple[slice, np.ndarray]]
     for start in range(0, image.height, step):
         stop = min(start + step, image.height)
         rows = image.crop((0, start, image.width, stop))
-        yield slice(start, stop), np.nan_to_num(np.asarray(rows, dtype=np.float64))
+        values = np.asarray(rows, dtype=np.float64)
+        yield slice(start, stop), np.where(np.isfinite(values), values, 0)  # one infinity would be the range
 
 
 def _value_range(image: Image.Image) -> tuple[float, float]:
