@@ -67,6 +67,9 @@ def unpack(
             _unpack_into(archive, folder)
         except CfvaeError:
             raise
+        except NotImplementedError as error:  # whole, but packed as Python cannot: Deflate64, for one
+            message = f"{printable(archive.name)} is packed in a way that is unknown here ({error})"
+            raise CfvaeError(f"{message}: unpack it yourself, and give folder:PATH") from None
         except Exception as error:  # what the readers of damaged archives raise is as varied as with images
             if _is_the_disks(error):
                 raise

@@ -261,6 +261,16 @@ def test_an_encrypted_zip(tmp_path):
         unpack(tmp_path / "x.zip", tmp_path / "cache")
 
 
+def test_a_zip_that_is_packed_in_an_unknown_way(tmp_path, cache):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.writestr("a.png", png())
+    data = bytearray((tmp_path / "x.zip").read_bytes())
+    data[8] = data[data.index(b"PK\x01\x02") + 10] = 9  # Deflate64
+    (tmp_path / "x.zip").write_bytes(data)
+    with pytest.raises(CfvaeError, match=r"x\.zip is packed in a way .*unpack it yourself"):
+        unpack(tmp_path / "x.zip", cache)
+
+
 @pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "x.tar.xz", "x.zip"])
 def test_damaged_archives(tmp_path, cache, name):
     content = [(f"{c}/{i}.png", random.Random(i).randbytes(3000)) for c in "ab" for i in range(4)]
