@@ -1,6 +1,5 @@
 """`evaluate`: how good a model is, by the measures of the field."""
 
-import tempfile
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -10,7 +9,7 @@ from rich.table import Table
 from ..core import check
 from ..runs.evaluate import Evaluation, Question, evaluate as measure
 from ..runs.evaluation_page import write_evaluation
-from ..runs.free import refuse_foreign
+from ..runs.free import check_writable, refuse_foreign
 from ..runs.image_sets import Style
 from ..runs.judging import Row, Value
 from . import drawing
@@ -38,9 +37,7 @@ def _prepare(out: Path) -> None:
     "Make sure, before the work, that the folder is there and can be written to."
     check(not out.is_file(), f"--out is {out}, and a file is called so: give a folder")
     refuse_foreign(out, ("evaluation.json", "evaluation.html"), {"question", "rows"})
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=out):
-        return
+    check_writable(out)
 
 
 def print_evaluation(

@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from ..core import check
+from ..checkpoints import way_out_of
+from ..core import CfvaeError, check
 from ..files.codes import refuse_foreign_codes
 from ..files.lock import LOCK_FILE, OWNER_FILE
 from ..files.names import first_few, printable
@@ -52,6 +54,19 @@ def refuse_foreign(
     ours = set(marks) <= _read_fields(folder / names[0]).keys()
     message = f"{folder} holds {first_few(present)}, which cfvae did not write or which is damaged"
     check(ours or not present, f"{message}: move it away, or choose another folder")
+
+
+def check_writable(
+    folder: Path,  # where files are to be written, made where needed
+) -> None:
+    "Raises `CfvaeError`, before the work rather than after it, for a folder that takes no files."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        reason = error.strerror or error
+        raise CfvaeError(f"cannot write to {folder} ({reason}): {way_out_of(error)}") from None
 
 
 def _read_fields(path: Path) -> dict[str, object]:

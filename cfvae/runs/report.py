@@ -15,10 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..checkpoints import write_synced
+from ..checkpoints import way_out_of, write_synced
 from ..core import PALETTE, CfvaeError, image_grid, set_style
 from ..data import ImageDataset
-from .free import refuse_foreign
+from .free import check_writable, refuse_foreign
 from .measure import JUDGED, Measurements, Nats, measure_run
 from .next_steps import next_steps
 from .opened import COLUMNS, ROWS, Run, draw_classes, draw_depths, open_run, strength_name, strengths
@@ -41,6 +41,7 @@ def write_report(
     Returns the page's path. Raises `CfvaeError` where there is no model yet."""
     refuse_foreign(Path(folder), ("report.json", "report.html"), {"run", "nats"})
     run = open_run(folder, device, data)
+    check_writable(run.folder)
     measurements = measure_run(run)
     numbers = json.dumps(measurements.to_dict(), indent=1)
     page = render_report(run, measurements)
@@ -70,7 +71,8 @@ def _write(path: Path, text: str) -> Path:
     try:
         write_synced(path, text.encode())
     except OSError as error:
-        raise CfvaeError(f"cannot write {path}: {error.strerror or error}") from None
+        reason = error.strerror or error
+        raise CfvaeError(f"cannot write {path} ({reason}): {way_out_of(error)}") from None
     return path
 
 

@@ -1,6 +1,7 @@
 "Tests of cfvae.runs.free: a run is begun only where nothing of others can be lost."
 
 import contextlib
+import errno
 import json
 import os
 
@@ -8,7 +9,8 @@ import pytest
 from tiny_runs import tiny
 
 from cfvae.core import CfvaeError, config_to_dict
-from cfvae.runs.free import check_free, refuse_foreign
+from cfvae.runs import free
+from cfvae.runs.free import check_free, check_writable, refuse_foreign
 from cfvae.runs.train import train
 
 FOREIGN = {
@@ -89,6 +91,21 @@ def test_no_name_is_not_the_current_folder(tmp_path, out, said):
     with contextlib.chdir(tmp_path), pytest.raises(CfvaeError, match=said):
         train(tiny(), "shapes:n=60", out)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_takes_no_files_is_called_by_its_name(tmp_path, monkeypatch):
+    check_writable(tmp_path / "new" / "here")
+    assert os.listdir(tmp_path / "new" / "here") == []
+    write(tmp_path, {"file": ""})
+    with pytest.raises(CfvaeError, match="cannot write to .*file.below .*: move away the file"):
+        check_writable(tmp_path / "file" / "below")
+
+    def refuse(dir):
+        raise PermissionError(errno.EACCES, "Permission denied", f"{dir}/tmp0123")
+
+    monkeypatch.setattr(free.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(CfvaeError, match=r"cannot write to \S*new .Permission denied.: make it writable"):
+        check_writable(tmp_path / "new")
 
 
 def test_what_is_free(tmp_path):

@@ -156,6 +156,18 @@ def test_unwritable_page(runs, tmp_path):
         write_report(folder, device="cpu")
 
 
+def test_a_run_that_cannot_be_written_to_is_not_measured(runs, tmp_path, monkeypatch):
+    folder = copied(runs, "unlabelled", tmp_path)
+
+    def refuse(folder):
+        raise CfvaeError(f"cannot write to {folder}")
+
+    monkeypatch.setattr(report, "check_writable", refuse)
+    monkeypatch.setattr(report, "measure_run", lambda run: pytest.fail("it was measured"))
+    with pytest.raises(CfvaeError, match="cannot write to"):
+        write_report(folder, device="cpu")
+
+
 def test_a_run_on_pixels_has_a_report(tmp_path):
     sizes = {
         "vae.data_channels": 3,
