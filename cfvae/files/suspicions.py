@@ -9,7 +9,7 @@ from .names import first_few, printable
 SPLIT_LIKE = re.compile(
     r"(train|training|test|testing|val|valid|validation|fold|split|part)[-_ ]?[a-z]?\d*", re.IGNORECASE
 )
-MANY = 20  # images of a class, beside which one of a single image is suspicious
+MANY = 12  # images, from which on a tree is more than a first try, and a class of one image suspicious
 
 
 def suspicions(
@@ -26,7 +26,7 @@ def _odd_counts(counts: dict[str, int]) -> typing.Iterator[str]:
     if len(counts) > 1 and counts[largest] > 0.99 * total:
         yield f"{counts[largest]:,} of {total:,} images are of one class: {printable(largest)}"
     singles = [name for name, count in counts.items() if count == 1]
-    if singles and counts[largest] >= MANY:
+    if singles and total >= MANY:
         yield f"classes with a single image, from which little can be learned: {first_few(singles)}"
 
 

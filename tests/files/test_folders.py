@@ -116,6 +116,7 @@ def test_classes_that_only_begin_like_splits_are_classes(tmp_path):
         (["caf\u00e9/1.png", "cafe\u0301/1.png", "dog/1.png"], "nearly the same are kept apart"),
         (["cat /1.png", "cat/1.png", "dog/1.png"], "nearly the same are kept apart: 'cat' and 'cat '"),
         ([*(f"a/{i}.png" for i in range(30)), "b/1.png", "c/1.png"], "with a single image.*: b, c"),
+        ([f"{c}/1.png" for c in "abcdefghijkl"], "with a single image.*: a, b, c and 9 more"),
         (
             [*(f"a/{i}.png" for i in range(300)), "b/1.png", "b/2.png"],
             "300 of 302 images are of one class: a",
