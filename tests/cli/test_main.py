@@ -14,6 +14,7 @@ from cfvae.cli import app
 IN_ORDER = [
     "presets",
     "train",
+    "tune",
     "info",
     "report",
     "evaluate",
