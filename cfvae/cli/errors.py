@@ -73,12 +73,16 @@ def explain(error: BaseException) -> tuple[int, str]:
 
 def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED, "interrupted: nothing was finished, give the same command again"
+        return INTERRUPTED, (
+            "interrupted: it was not finished, and what was written before is still there;\n"
+            "give the same command again, with an empty folder where it fills one"
+        )
     if isinstance(error, typer.TyperException):
         return MISTAKE, _explain_usage(error)
     if _is_out_of_memory(error):
         return MISTAKE, (
-            "out of memory: lower the batch size (train: --set batch_size=16, sample: --batch-size 8),\n"
+            "out of memory: take fewer images (shapes:n=10000), or fewer at once "
+            "(train: --set batch_size=16, sample: --batch-size 8, reconstruct: --n 8),\n"
             "or train every batch in parts (--set accumulate=4), which a run that has begun allows too, "
             "with --resume"
         )

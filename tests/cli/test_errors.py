@@ -20,7 +20,8 @@ from cfvae.cli import _short_remarks, drawing, errors
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), 2, "--batch-size"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, "out of memory"),
-        (MemoryError(), 2, "out of memory"),
+        (MemoryError(), 2, "out of memory: take fewer images (shapes:n="),
+        (MemoryError(), 2, "reconstruct: --n"),
         (
             OSError(errno.ENOSPC, "No space left on device", "x.png"),
             2,
@@ -32,7 +33,7 @@ from cfvae.cli import _short_remarks, drawing, errors
             "x.png: Read-only file system: choose a place",
         ),
         (SafetensorError("Error while serializing: I/O error"), 2, "I/O error): check its file and the disk"),
-        (KeyboardInterrupt(), 130, "interrupted"),
+        (KeyboardInterrupt(), 130, "what was written before is still there"),
         (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero"),
     ],
 )
