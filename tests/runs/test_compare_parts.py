@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_model
 
-from cfvae.core import count_parameters
+from cfvae.core import CfvaeError, count_parameters
 from cfvae.data import Shapes
 from cfvae.hvae import HierarchicalVAE, HierarchicalVAEConfig
 from cfvae.runs.compare import judging
@@ -15,7 +17,9 @@ from cfvae.runs.compare.contestant import Material, Style
 from cfvae.runs.compare.figures import COLOURS, draw_quality, draw_training
 from cfvae.runs.compare.material import Plan
 from cfvae.runs.compare.models import MODELS
+from cfvae.runs.compare.run import compare
 from cfvae.runs.compare.pictures import _choose, draw_rows
+from cfvae.runs.compare.training import Job, load_trained
 from cfvae.runs.compare.transformers import shrink
 from cfvae.runs.presets import preset
 
@@ -33,7 +37,36 @@ def contestant(name, of="shapes-demo"):
     return MODELS[name](Material(recipe, torch.nn.Identity(), images, held, Codes(), Codes()))
 
 
+def test_the_folder_may_be_a_text(tmp_path):
+    (tmp_path / "taken").touch()
+    with pytest.raises(CfvaeError, match="taken is a file: choose another --out"):
+        compare(preset("shapes-demo"), Plan(), str(tmp_path / "taken"))
+    with pytest.raises(CfvaeError, match="the folder is 3: give its path"):
+        compare(preset("shapes-demo"), Plan(), 3)
+
+
 # --- models
+
+
+def damaged(path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def of_other_sizes(path) -> None:
+    save_model(torch.nn.Linear(2, 2), str(path))
+
+
+@pytest.mark.parametrize("spoil", [damaged, of_other_sizes, Path.unlink])
+def test_a_trained_model_that_cannot_be_read_is_named(tmp_path, spoil):
+    vae = contestant("vae")
+    job = Job("vae", seed=0)
+    path = tmp_path / job.folder / "model.safetensors"
+    path.parent.mkdir(parents=True)
+    save_model(vae.build(), str(path))
+    load_trained(vae, job, tmp_path)
+    spoil(path)
+    with pytest.raises(CfvaeError, match=f"{path} cannot be read .*: remove {path.parent}, and the same"):
+        load_trained(vae, job, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from cfvae.core import CfvaeError, shipped_weights
 from cfvae.evaluation import load_classifier
 from cfvae.runs.callbacks import read_log
 from cfvae.runs.compare.run import SETTINGS, _check_folder, _keep
-from cfvae.runs.compare.training import Job, read_kept, read_result
+from cfvae.runs.compare.training import NUMBER, Job, read_kept, read_result
 from cfvae.runs.free import refuse_foreign
 
 ELSEWHERE = {  # file -> where it is damaged
@@ -55,13 +55,22 @@ def test_what_a_comparison_kept(tmp_path, content):
     floors = tmp_path / "floors.json"
     for path, read in (
         (result, lambda: read_result(job, tmp_path)),
-        (floors, lambda: _keep(floors, {"real"}, lambda: {"real": 1})),
-        (tmp_path / "point.json", lambda: read_kept(tmp_path / "point.json", {"measures"})),
+        (floors, lambda: _keep(floors, {"real": dict}, lambda: {"real": {}})),
+        (tmp_path / "point.json", lambda: read_kept(tmp_path / "point.json", {"measures": dict})),
     ):
         path.write_bytes(content)
         with pytest.raises(CfvaeError, match=f"{path.name} cannot be read .*: remove it, and") as caught:
             read()
         assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", ["abc", [1], {}])
+def test_a_comparison_kept_a_value_of_another_kind(tmp_path, value):
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(RESULT | {"loss": value}))
+    with pytest.raises(CfvaeError, match=r"result.json cannot be read \(loss of another kind.*: remove it"):
+        read_kept(path, {"rate": NUMBER, "loss": NUMBER | None})
+    assert read_kept(path, {"loss": object})["loss"] == value
 
 
 @pytest.mark.parametrize("content", DAMAGED, ids=lambda content: str(content[:9]))

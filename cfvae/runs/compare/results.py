@@ -63,7 +63,7 @@ def collect_points(
     collected = []
     for (model, style), cost in costs.items():
         same = [point for point in points if (point.job.model, point.style.name) == (model, style)]
-        results = [read_kept(out / point.path, {"measures"}) for point in same]
+        results = [read_kept(out / point.path, {"measures": dict}) for point in same]
         drawn = same[0].style
         about = {"model": model, "name": style, "title": drawn.title, "style": dataclasses.asdict(drawn)}
         collected.append({**about, **cost, "measures": average(results)})

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_model
 
 from ...checkpoints import write_synced
-from ...core import check, config_to_dict, count_parameters, get_device
+from ...core import check, check_path, config_to_dict, count_parameters, get_device
 from ...files.lock import LOCK_FILE, OWNER_FILE, FolderLock
 from ...files.names import first_few
 from ...files.store import source_tag
@@ -27,8 +27,10 @@ from .models import MODELS
 from .pictures import write_pictures
 from .results import collect_points, describe_comparison, describe_model
 from .training import (
+    NUMBER,
     Fields,
     Job,
+    Kinds,
     example_flops,
     load_trained,
     read_kept,
@@ -42,15 +44,17 @@ from ..output import say
 from ..public import public_path, public_recipe
 
 SETTINGS = {"recipe", "images", "codes", "budget", "n", "features", "vae"}  # fields of settings.json
+COST = {"gflop_per_image": NUMBER, "seconds_per_image": NUMBER}
 MOST_ON_A_CPU = 128  # evaluations for an image; more take hours there
 
 
 def compare(
     recipe: Recipe,  # of data, first stage and VAE
     plan: Plan,  # what is compared, and how
-    out: Path,  # a folder of its own, or that of the same comparison, which goes on
+    out: str | Path,  # a folder of its own, or that of the same comparison, which goes on
 ) -> Fields:
     "Train, draw and judge; what comparison.json holds. Raises `CfvaeError` where that cannot be done."
+    out = check_path(out)
     _check_folder(out)
     check_source(plan.features)
     place = get_device(plan.device)
@@ -77,7 +81,8 @@ def compare(
             judges.run(judge, [point for point in points if not (out / point.path).is_file()])
 
         costs = _measure_costs(contestants, points, place, out)
-        floors = _keep(out / "floors.json", {"real"}, lambda: measure_floors(material, jury, others, place))
+        measure = functools.partial(measure_floors, material, jury, others, place)
+        floors = _keep(out / "floors.json", {"real": dict}, measure)
         models = {}
         for name, contestant in contestants.items():
             jobs = [job for job in finals if job.model == name]
@@ -168,7 +173,7 @@ def _claim(out: Path, material: Material, plan: Plan, budget: float) -> None:
     }
     settings = json.loads(json.dumps(settings))
     path = out / "settings.json"
-    earlier = read_kept(path, SETTINGS) if path.is_file() else settings
+    earlier = read_kept(path, dict.fromkeys(SETTINGS, object)) if path.is_file() else settings
     changed = [name for name in settings if settings[name] != earlier.get(name)]
     check(
         not changed,
@@ -244,7 +249,7 @@ def _measure_costs(
         if point.job.seed == 0:
             measure = functools.partial(_measure_cost, contestants[name], point, place, out)
             path = out / "costs" / name / f"{point.style.name}.json"
-            costs[name, point.style.name] = _keep(path, {"gflop_per_image", "seconds_per_image"}, measure)
+            costs[name, point.style.name] = _keep(path, COST, measure)
     return costs
 
 
@@ -253,7 +258,7 @@ def _measure_cost(contestant: Contestant, point: Point, place: torch.device, out
     return measure_cost(contestant, model, point.style)
 
 
-def _keep(path: Path, needed: set[str], measure: typing.Callable[[], Fields]) -> Fields:
+def _keep(path: Path, needed: Kinds, measure: typing.Callable[[], Fields]) -> Fields:
     "What was measured before, or is measured now and kept."
     if path.is_file():
         return read_kept(path, needed)

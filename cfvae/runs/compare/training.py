@@ -27,6 +27,8 @@ CURVE_POINTS = 10  # held-out losses that are noted while a model is trained; 2 
 COUNTED = 4  # examples in the step whose FLOPs are counted
 
 Fields = dict[str, typing.Any]
+NUMBER = int | float  # of JSON
+Kinds = typing.Mapping[str, typing.Any]  # name of a field -> its type, as `isinstance` takes it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,18 +179,20 @@ def read_result(
 ) -> Fields | None:
     "What was measured; None where the training has not been finished."
     path = out / job.folder / "result.json"
-    return read_kept(path, {"rate", "loss"}) if path.is_file() else None
+    return read_kept(path, {"rate": NUMBER, "loss": NUMBER | None}) if path.is_file() else None
 
 
 def read_kept(
     path: Path,  # of a file that the comparison wrote earlier
-    needed: set[str],  # fields that it has
+    needed: Kinds,  # fields that it has
 ) -> Fields:
     "What was kept. Raises `CfvaeError` for a damaged file."
     way_out = "remove it, and the same command makes it again"
     fields = read_fields(path, way_out)
     missing = ", ".join(sorted(needed - fields.keys()))
     check(not missing, f"{path} cannot be read (it has no {missing}): {way_out}")
+    wrong = ", ".join(sorted(name for name, kind in needed.items() if not isinstance(fields[name], kind)))
+    check(not wrong, f"{path} cannot be read ({wrong} of another kind than it should be): {way_out}")
     return fields
 
 
@@ -197,9 +201,15 @@ def load_trained(
     job: Job,  # a final one that is done
     out: Path,  # the comparison's folder
 ) -> nn.Module:
-    "The trained model, on the CPU, to draw from only."
+    "The trained model, on the CPU, to draw from only. Raises `CfvaeError` for a damaged file."
     model = contestant.build()
-    load_model(model, str(out / job.folder / "model.safetensors"))
+    folder = out / job.folder
+    path = folder / "model.safetensors"
+    try:
+        load_model(model, str(path))
+    except Exception as error:  # as varied as the ways in which a file can be damaged
+        message = f"{path} cannot be read ({type(error).__name__})"
+        raise CfvaeError(f"{message}: remove {folder}, and the same command trains it again") from error
     return model.eval().requires_grad_(False)
 
 
