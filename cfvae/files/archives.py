@@ -75,7 +75,7 @@ def unpack(
                 raise
             reason = f"{type(error).__name__}: {printable(str(error))[:100]}"
             raise CfvaeError(f"{printable(archive.name)} is damaged or not an archive ({reason})") from error
-        (folder / COUNT_FILE).write_text(str(_count_files(folder)), encoding="ascii")
+        (folder / COUNT_FILE).write_text(str(_count_files(folder)), encoding="utf-8")
     remove_older(target, source_tag(archive))
     return target
 
@@ -83,7 +83,7 @@ def unpack(
 def _is_whole(folder: Path) -> bool:
     "Whether all is there that was unpacked: what clears away old files takes them one by one."
     try:
-        noted = int((folder / COUNT_FILE).read_text(encoding="ascii"))
+        noted = int((folder / COUNT_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return _count_files(folder) == noted
