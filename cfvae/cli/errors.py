@@ -127,6 +127,8 @@ def _explain_file(error: OSError) -> str:
     "A system error as one line: the file, what is wrong, the way out."
     if error.errno in _NO_SPACE:
         way_out = "free some space, or write to another disk"
+    elif error.errno == errno.EFBIG:
+        way_out = "write less, or raise the limit on the size of a file (ulimit -f)"
     elif error.errno in _NO_PERMISSION:
         way_out = "choose a place where you have permission"
     else:

@@ -32,6 +32,7 @@ from cfvae.cli import _short_remarks, drawing, errors
             2,
             "x.png: Read-only file system: choose a place",
         ),
+        (OSError(errno.EFBIG, "File too large", "x.npz"), 2, "x.npz: File too large: write less, or raise"),
         (SafetensorError("Error while serializing: I/O error"), 2, "I/O error): check its file and the disk"),
         (KeyboardInterrupt(), 130, "what was written before is still there"),
         (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero"),
