@@ -95,6 +95,8 @@ def _explain(error: BaseException) -> tuple[int, str]:
 
     if isinstance(error, CfvaeError):
         return MISTAKE, str(error)
+    if isinstance(error, Warning):
+        return MISTAKE, f"{error}\nThis was meant as a warning: PYTHONWARNINGS, or -W, makes it an error"
     summary = " ".join(str(error).split())[:300]
     please = "This should not happen: please report it, with what --debug shows"
     return DEFECT, f"{type(error).__name__}: {summary}\n{please}"

@@ -34,6 +34,7 @@ from cfvae.cli import _short_remarks, drawing, errors
         ),
         (OSError(errno.EFBIG, "File too large", "x.npz"), 2, "x.npz: File too large: write less, or raise"),
         (SafetensorError("Error while serializing: I/O error"), 2, "I/O error): check its file and the disk"),
+        (UserWarning("1 of 9 images cannot be read"), 2, "1 of 9 images cannot be read\nThis was meant as"),
         (KeyboardInterrupt(), 130, "what was written before is still there"),
         (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero"),
     ],
