@@ -105,8 +105,8 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        fits = 0 < self.sigma_q < 1e18  # its square is a number of float32
-        check(fits, f"sigma_q is {self.sigma_q}: it must be above 0, and below 1e18")
+        fits = 1e-12 < self.sigma_q < 1e12  # float32 holds its square over any variance of an output
+        check(fits, f"sigma_q is {self.sigma_q}: it must be above 1e-12, and below 1e12")
         known = ("shifted-exponential", "constant-per-resolution", "none")
         check(self.schedule in known, f"unknown schedule '{self.schedule}'")
         check(self.steepness >= 1, f"steepness is {self.steepness}: it must be at least 1")

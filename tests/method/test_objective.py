@@ -280,7 +280,8 @@ def test_a_model_without_classes_ignores_labels():
     ("fields", "message"),
     [
         ({"sigma_q": 0}, "sigma_q"),
-        ({"sigma_q": 1e20}, "sigma_q is 1e\\+20: it must be above 0, and below 1e18"),
+        ({"sigma_q": 1e20}, "sigma_q is 1e\\+20: it must be above 1e-12, and below 1e12"),
+        ({"sigma_q": 1e-23}, "sigma_q is 1e-23"),
         ({"sigma_q": -0.1}, "sigma_q"),
         ({"sigma_q": math.nan}, "sigma_q"),
         ({"schedule": "exponential"}, "unknown schedule 'exponential'"),
@@ -296,6 +297,14 @@ def test_a_model_without_classes_ignores_labels():
 def test_bad_objectives_name_their_field(fields, message):
     with pytest.raises(CfvaeError, match=message):
         ObjectiveConfig(**fields)
+
+
+@pytest.mark.parametrize("sigma_q", [1.1e-12, 0.9e12])
+def test_every_blur_that_is_accepted_is_one_to_compute_with(sigma_q):
+    x = torch.zeros(1, 4)
+    for variance in (math.exp(-30), 1.0, math.exp(30)):  # all that an output can have
+        output = DiagGaussian(x, torch.full_like(x, variance))
+        assert blurred_distortion(x, output, ObjectiveConfig(sigma_q=sigma_q).sigma_q).isfinite()
 
 
 def test_shares_follow_the_config():
