@@ -44,6 +44,7 @@ import operator
 import os
 import random
 import typing
+import warnings
 from importlib import resources
 from pathlib import Path
 
@@ -233,7 +234,11 @@ def to_uint8(
     x: torch.Tensor,  # floats, nominally in [-1, 1]; values outside are clipped, NaN becomes 0
 ) -> torch.Tensor:
     "Pixels as files store them: integers 0..255, rounded to the nearest."
-    x = x.float().nan_to_num(-1.0).clamp(-1, 1)
+    x = x.float()
+    if not bool(x.isfinite().all()):
+        ways_out = "lower guidance or temperature; if neither is high, the model is damaged"
+        warnings.warn(f"pixels are not finite numbers, and come out black or white: {ways_out}", stacklevel=2)
+    x = x.nan_to_num(-1.0).clamp(-1, 1)
     return ((x + 1) * 127.5).round().to(torch.uint8)
 
 
@@ -247,6 +252,8 @@ def image_grid(
     "One picture of many: row by row, left to right."
     n, _, h, w = check_batch(images, (3, None, None), "images", largest=None).shape
     columns = math.ceil(math.sqrt(n)) if columns is None else whole_number(columns, "columns", 1)
+    padding = whole_number(padding, "padding", 0)
+    scale = whole_number(scale, "scale", 1)
     rows = math.ceil(n / columns)
     row_step = h + padding
     column_step = w + padding
@@ -305,7 +312,9 @@ def show_images(
     import matplotlib.pyplot as plt
 
     n = len(images)
-    columns = columns or min(n, 12)
+    check(n > 0, "images: there is none to show")
+    check(titles is None or len(titles) >= n, f"{len(titles or ())} titles for {n} images: give one each")
+    columns = min(n, 12) if columns is None else whole_number(columns, "columns", 1)
     rows = math.ceil(n / columns)
     row_height = size + 0.2 if titles else size  # room for the captions
     figsize = (columns * size, rows * row_height)
@@ -318,7 +327,6 @@ def show_images(
         axes.flat[i].imshow(pixels.numpy(), interpolation="nearest")
         if titles is not None:
             axes.flat[i].set_title(titles[i], fontsize=8)
-
     if title:
         figure.suptitle(title)
     return figure

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -226,6 +227,48 @@ def test_image_grid_places_every_image(n, columns, padding, scale):
         top, left = (i // columns) * (4 + padding) + padding, (i % columns) * (5 + padding) + padding
         assert (pixels[scale * top : scale * (top + 4), scale * left : scale * (left + 5)] == i + 1).all()
     assert set(np.unique(pixels)) <= set(range(1, n + 1)) | {255}
+
+
+def test_pictures_that_are_no_numbers_are_told_of():
+    images = torch.zeros(2, 3, 4, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        to_uint8(images * 1e30)
+        image_grid(images)
+    images[1, 0, 2, 2] = float("nan")
+    with pytest.warns(UserWarning, match="not finite.*guidance"):
+        image_grid(images)
+    with pytest.warns(UserWarning, match="not finite"):
+        to_uint8(torch.tensor([0.0, float("inf")]))
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"scale": 0}, "scale is 0: a whole number from 1"),
+        ({"scale": -1}, "scale is -1"),
+        ({"scale": 1.5}, "scale is 1.5"),
+        ({"padding": -3}, "padding is -3: a whole number from 0"),
+        ({"padding": 1.5}, "padding is 1.5"),
+    ],
+)
+def test_grids_that_cannot_be_drawn(options, complaint):
+    with pytest.raises(CfvaeError, match=complaint):
+        image_grid(torch.zeros(2, 3, 4, 4), **options)
+
+
+@pytest.mark.parametrize(
+    ("n", "options", "complaint"),
+    [
+        (0, {}, "images: there is none to show"),
+        (3, {"titles": ["a", "b"]}, "2 titles for 3 images"),
+        (3, {"columns": -1}, "columns is -1"),
+        (3, {"columns": 0}, "columns is 0"),
+    ],
+)
+def test_figures_that_cannot_be_drawn(n, options, complaint):
+    with pytest.raises(CfvaeError, match=complaint):
+        show_images(torch.zeros(n, 3, 4, 4), **options)
 
 
 @pytest.mark.parametrize(
