@@ -8,7 +8,7 @@ __all__ = ["frechet_distance", "kernel_distance", "density_coverage", "nearest_i
 # %% ../nbs/13b_distances.ipynb #6391a44d
 import torch
 
-from .core import check_batch
+from .core import check_batch, whole_number
 from .data import ImageDataset
 from .evaluation import check_features, inside_balls
 
@@ -86,6 +86,7 @@ def density_coverage(
     Density is the mean number of real balls around a sample, in units of k: 1 for samples like the data, more
     where they crowd. Coverage is the share of real balls with a sample inside. Raises as `frechet_distance`
     does."""
+    neighbours = whole_number(neighbours, "neighbours", 1)
     check_features(real, drawn, neighbours)
     inside = inside_balls(drawn, real, neighbours)  # (m, n)
     density = inside.sum(1).double().mean() / neighbours
@@ -101,6 +102,7 @@ def nearest_images(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     "Every image's distance to its nearest training image, as the root mean square of pixels, and its index."
     images = check_batch(images, (3, training.size, training.size), f"images like {training.name}")
+    batch_size = whole_number(batch_size, "batch_size", 1)
     points = images.cpu().clamp(-1, 1).flatten(1)
     smallest = torch.full((len(points),), torch.inf)
     index = torch.zeros(len(points), dtype=torch.int64)

@@ -46,14 +46,17 @@ from cfvae.core import (
     from_uint8,
     seed_everything,
     shipped_weights,
+    whole_number,
     whole_numbers,
 )
 from .data import BACKGROUNDS, COLOURS, FACTORS, ImageDataset, Shapes, horizontal_flip
 from .pipeline import load_local
 from .training import Callback, Step, TrainingConfig, called_step, fit
 
-
 # %% ../nbs/13_evaluation.ipynb #fdbe8550
+_GROUPS = 8  # of channels, each normalised by itself
+
+
 @dataclasses.dataclass(frozen=True)
 class ClassifierConfig:
     "Sizes of a small convolutional classifier."
@@ -65,6 +68,8 @@ class ClassifierConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         levels = len(self.widths)
+        grouped = levels >= 1 and all(width >= 1 and width % _GROUPS == 0 for width in self.widths)
+        check(grouped, f"widths is {self.widths}: multiples of {_GROUPS} are needed, at least one")
         fits = self.size >= 1 and self.size % 2**levels == 0
         check(fits, f"size {self.size} cannot be halved {levels} times")
         check(self.num_classes >= 2, f"num_classes is {self.num_classes}: at least 2 are needed")
@@ -85,7 +90,7 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
         in_channels = 3
         for width in config.widths:
             layers.append(nn.Conv2d(in_channels, width, 3, padding=1))
-            layers.append(nn.GroupNorm(8, width))
+            layers.append(nn.GroupNorm(_GROUPS, width))
             layers.append(nn.SiLU())
             layers.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
             layers.append(nn.SiLU())
@@ -321,6 +326,7 @@ def _logits(classifier: nn.Module, images: torch.Tensor, batch_size: int) -> tor
     "(n, classes), on the CPU."
     size = getattr(getattr(classifier, "config", None), "size", None)
     images = check_batch(images, (3, size, size), "images")
+    batch_size = whole_number(batch_size, "batch_size", 1)
     device = next(classifier.parameters()).device
     parts = [classifier(part.to(device).clamp(-1, 1)).cpu() for part in images.split(batch_size)]
     return torch.cat(parts)
@@ -426,6 +432,7 @@ def features(
     batch_size: int = 250,  # images at a time
 ) -> torch.Tensor:
     "What a classifier sees before its answer, averaged over all places: (n, d), on the CPU."
+    batch_size = whole_number(batch_size, "batch_size", 1)
     device = device_of(classifier)
     without_flattening = classifier.features[:-1]
     vectors = []
@@ -437,6 +444,9 @@ def features(
 
 
 # %% ../nbs/13_evaluation.ipynb #a13f0c03
+_LARGEST_FEATURE = 1e15  # a sum of squares of such numbers is still one of float32
+
+
 def inside_balls(
     points: torch.Tensor,  # (n, d)
     centres: torch.Tensor,  # (m, d): one ball around each, up to its k-th nearest neighbour among them
@@ -444,8 +454,9 @@ def inside_balls(
 ) -> torch.Tensor:
     "Which points lie in which balls, (n, m), true or false."
     middle = centres.double().mean(0)  # far from zero, float32 loses the distances between neighbours
-    points = (points - middle).to(points.dtype)
-    centres = (centres - middle).to(points.dtype)
+    kind = torch.promote_types(points.dtype, torch.float32)  # half precision and whole numbers have no cdist
+    points = (points - middle).to(kind)
+    centres = (centres - middle).to(kind)
 
     between_centres = torch.cdist(centres, centres)
     radius = between_centres.kthvalue(neighbours + 1, dim=1).values  # the nearest is the centre itself
@@ -457,12 +468,14 @@ def check_features(
     drawn: torch.Tensor,  # (m, d) features of samples
     more_than: int,  # a measure's least number of images, less one
 ) -> None:
-    "Raises `CfvaeError` for features that are too few, not finite, or not of the same network."
+    "Raises `CfvaeError` for features that are too few, not finite, too large, or not of the same network."
     needed = f"features of more than {more_than} images are needed, (n, d)"
     for name, points in (("real", real), ("drawn", drawn)):
         enough = points.ndim == 2 and len(points) > more_than
         check(enough, f"{name}: {needed}, not {tuple(points.shape)}")
-        check(bool(points.isfinite().all()), f"{name}: features must be finite numbers: look at the images")
+        small = bool((points.double().abs() <= _LARGEST_FEATURE).all())  # NaN is not
+        numbers = f"finite numbers up to {_LARGEST_FEATURE:.0e}"
+        check(small, f"{name}: features must be {numbers}: look at the images")
     sizes = f"{real.shape[1]} and {drawn.shape[1]} numbers"
     check(real.shape[1] == drawn.shape[1], f"features have {sizes}: use the same network for both")
 
@@ -477,6 +490,7 @@ def precision_recall(
 
     Precision is the share of samples on the map of real images; recall, that of real images on the map of
     samples. Raises `CfvaeError` for features that are too few, or not of the same network."""
+    neighbours = whole_number(neighbours, "neighbours", 1)
     check_features(real, drawn, neighbours)
     precision = inside_balls(drawn, real, neighbours).any(1).float().mean()
     recall = inside_balls(real, drawn, neighbours).any(1).float().mean()

@@ -157,6 +157,30 @@ def test_what_cannot_be_compared(measure):
 # --- copies
 
 
+@pytest.mark.parametrize("neighbours", [0, -1, 1.5])
+def test_density_needs_a_neighbour(neighbours):
+    points = normal(9, 4, 24)
+    with pytest.raises(CfvaeError, match="neighbours is .*: a whole number from 1"):
+        density_coverage(points, points, neighbours)
+
+
+@pytest.mark.parametrize("measure", [frechet_distance, kernel_distance, density_coverage])
+def test_features_that_are_too_large_to_compare(measure):
+    points = normal(9, 4, 24)
+    for wrong in (1e30 * points, 1e200 * points.double()):
+        with pytest.raises(CfvaeError, match="drawn: features must be finite numbers up to 1e"):
+            measure(points, wrong)
+    answers = torch.tensor(measure(1e14 * points, -1e14 * points), dtype=torch.float64)
+    assert bool(answers.isfinite().all())
+
+
+@pytest.mark.parametrize("batch_size", [0, -5, 1.5])
+def test_the_nearest_of_none_at_a_time(batch_size):
+    shapes = Shapes(4, size=8)
+    with pytest.raises(CfvaeError, match="batch_size is .*: a whole number from 1"):
+        nearest_images(shapes.batch(range(2))[0], shapes, batch_size)
+
+
 def test_a_copy_is_found_and_lies_at_zero():
     training = Shapes(300, seed=1)
     rows = [299, 0, 7, 150]

@@ -171,6 +171,10 @@ def test_round_trip(tmp_path):
         ({"size": 20}, "cannot be halved 3 times"),
         ({"num_classes": 1}, "num_classes is 1"),
         ({"size": 6, "widths": (8, 8)}, "halved 2"),
+        ({"widths": (12,)}, r"widths is \(12,\): multiples of 8"),
+        ({"widths": (-8,)}, "widths is"),
+        ({"widths": (0,)}, "widths is"),
+        ({"widths": ()}, r"widths is \(\): .*at least one"),
     ],
 )
 def test_bad_configs(fields, message):
@@ -278,6 +282,37 @@ def test_precision_and_recall_refuse_what_cannot_be_compared(real, drawn, messag
 
 
 # --- features
+
+
+@pytest.mark.parametrize("neighbours", [0, -1, 1.5, True])
+def test_balls_reach_at_least_one_neighbour(neighbours):
+    points = torch.rand(9, 4, generator=make_generator(0))
+    with pytest.raises(CfvaeError, match="neighbours is .*: a whole number from 1"):
+        precision_recall(points, points, neighbours)
+
+
+def test_features_whose_distances_no_float_holds():
+    points = torch.rand(9, 4, generator=make_generator(0))
+    for wrong in (1e30 * points, 1e200 * points.double()):
+        with pytest.raises(CfvaeError, match="real: features must be finite numbers up to 1e"):
+            precision_recall(wrong, points)
+    large = 1e14 * points
+    assert precision_recall(large, large) == (1.0, 1.0)
+    assert precision_recall(large, -large) == (0.0, 0.0)
+
+
+def test_features_of_every_type_of_number():
+    real, drawn = torch.randint(0, 9, (2, 20, 4), generator=make_generator(0))
+    expected = precision_recall(real.float(), drawn.float())
+    assert precision_recall(real, drawn) == precision_recall(real.half(), drawn.half()) == expected
+
+
+@pytest.mark.parametrize("batch_size", [0, -5, 1.5])
+def test_so_many_images_at_a_time_are_none(batch_size):
+    judge = Classifier(TINY)
+    for question in (evaluation.predict, evaluation.features):
+        with pytest.raises(CfvaeError, match="batch_size is .*: a whole number from 1"):
+            question(judge, torch.zeros(2, 3, 8, 8), batch_size)
 
 
 def test_features_are_the_last_maps_averaged():
