@@ -14,16 +14,25 @@ import numpy as np
 import torch
 from torch import nn
 
-from .core import check, check_classes
+from .core import CfvaeError, check, check_classes, whole_numbers
 from .data import as_rows, send
+from .hvae import finite_number
 
 
 # %% ../nbs/10_latent_space.ipynb #27a9dd04
 def _per_channel(
     values: torch.Tensor | Sequence[float] | float,  # a number, or one per channel
+    name: str,  # what to call them in an error
 ) -> torch.Tensor:
     "As float32 in a shape that goes with codes, (channels, 1, 1)."
-    return torch.as_tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
+    needed = "one number, or one per channel, is needed"
+    try:
+        given = torch.as_tensor(values, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        raise CfvaeError(f"{name} is {values!r}: {needed}") from None
+    along_one = given.numel() == max(given.shape, default=1) > 0
+    check(along_one, f"{name} has the shape {tuple(given.shape)}: {needed}")
+    return given.reshape(-1, 1, 1)
 
 
 # %% ../nbs/10_latent_space.ipynb #508ceba5
@@ -40,15 +49,19 @@ class LatentScaler(nn.Module):
         clip: float = 4.0,  # training never sees a value beyond it
     ) -> None:
         super().__init__()
-        self.register_buffer("shift", _per_channel(shift))
-        self.register_buffer("scale", _per_channel(scale))
-        self.clip = clip
+        self.register_buffer("shift", _per_channel(shift, "shift"))
+        self.register_buffer("scale", _per_channel(scale, "scale"))
+        self.clip = finite_number(clip, "clip")
         for name, values in (("shift", self.shift), ("scale", self.scale)):
             finite = bool(values.isfinite().all())
             check(finite, f"{name} is {values.flatten().tolist()}: every value must be finite")
         positive = bool((self.scale > 0).all())
         check(positive, f"scale is {self.scale.flatten().tolist()}: every value must be above 0")
-        check(clip > 0, f"clip is {clip}: it must be above 0")
+        counts = self.shift.numel(), self.scale.numel()
+        check(
+            1 in counts or counts[0] == counts[1], f"shift has {counts[0]} numbers, and scale has {counts[1]}"
+        )
+        check(self.clip > 0, f"clip is {clip}: it must be above 0")
 
     @classmethod
     def measure(
@@ -85,11 +98,12 @@ class LatentDataset(torch.utils.data.Dataset):
     def __init__(
         self,
         latents: np.ndarray | torch.Tensor,  # float16 (n, channels, r, r), raw codes
-        labels: torch.Tensor,  # (n,) class indices
+        labels: torch.Tensor | Sequence[int],  # (n,) class indices
         classes: Sequence[str],  # class names
         scaler: LatentScaler,  # standardises
         fingerprint: str,  # of autoencoder and images together
     ) -> None:
+        labels = whole_numbers(labels, "labels", "whole numbers are needed, one class index a code")
         n = len(latents)
         check(n == len(labels), f"{n} codes but {len(labels)} labels")
         self.latents = latents

@@ -62,6 +62,29 @@ def test_clip_must_be_positive(clip):
         LatentScaler(0.0, 1.0, clip)
 
 
+@pytest.mark.parametrize(
+    ("shift", "scale", "clip", "complaint"),
+    [
+        ("a", 1.0, 4.0, "shift is 'a': one number, or one per channel"),
+        (None, 1.0, 4.0, "shift is None: one number"),
+        (torch.zeros(2, 2), 1.0, 4.0, r"shift has the shape \(2, 2\): one number, or one per channel"),
+        ([], 1.0, 4.0, "shift has the shape"),
+        ([0.0, 0.0, 0.0], [1.0, 1.0], 4.0, "shift has 3 numbers, and scale has 2"),
+        (0.0, 1.0, "4", "clip is '4'"),
+        (0.0, 1.0, None, "clip is None"),
+    ],
+)
+def test_what_no_scaler_is_made_of(shift, scale, clip, complaint):
+    with pytest.raises(CfvaeError, match=complaint):
+        LatentScaler(shift, scale, clip)
+
+
+def test_a_scaler_is_made_of_numbers_of_any_shape_that_is_per_channel():
+    for shift in ([1.0, 2.0], (1, 2), np.array([1.0, 2.0]), torch.tensor([1.0, 2.0]).view(2, 1, 1)):
+        assert LatentScaler(shift, 1.0).shift.flatten().tolist() == [1, 2]
+    assert LatentScaler([1.0, 2.0], [3.0]).scale.numel() == 1 and LatentScaler(0, 1, np.float32(3)).clip == 3
+
+
 def test_scaler_travels_in_the_state_dict():
     other = LatentScaler([0.0, 0.0], [1.0, 1.0])
     other.load_state_dict(LatentScaler([1.0, 2.0], [3.0, 4.0]).state_dict())
@@ -92,6 +115,10 @@ def test_masks_labels_and_names_that_do_not_fit_the_codes():
     for indices in ([True, False], torch.tensor([True, False]), [0.9, 1.9]):
         with pytest.raises(CfvaeError, match=r"indices are .*mask.nonzero\(\)"):
             latents.batch(indices)
+    with pytest.raises(CfvaeError, match=r"labels are .*: .*one class index a code"):
+        LatentDataset(codes, [0.5, 1.5], ["a"], scaler, "fingerprint")
+    as_list = LatentDataset(codes, [0, 0], ["a"], scaler, "fingerprint")
+    assert as_list.batch([1])[1].tolist() == [0]
     with pytest.raises(CfvaeError, match="2 codes but 3 labels"):
         LatentDataset(codes, torch.zeros(3).long(), ["a"], scaler, "fingerprint")
     with pytest.raises(CfvaeError, match="codes: two classes are called a"):
