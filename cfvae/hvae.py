@@ -55,7 +55,7 @@ def per_level(
     name: str,  # what to call it in an error
 ) -> tuple[float, ...]:
     "One number per level, lowest resolution first. Raises `CfvaeError` for another count."
-    if not isinstance(value, typing.Sequence):
+    if isinstance(value, (str, bytes)) or not isinstance(value, typing.Sequence):
         return (value,) * levels
     count = len(value)
     check(count == levels, f"{name} has {count} entries: give {levels}, one per resolution, or one number")
@@ -74,7 +74,7 @@ def finite_number(
         with contextlib.suppress(OverflowError):  # a whole number beyond every float
             number = float(value)
     largest = torch.finfo(torch.float32).max
-    check(abs(number) <= largest, f"{name} is {value}: finite numbers are needed, up to {largest:.1e}")
+    check(abs(number) <= largest, f"{name} is {value!r}: finite numbers are needed, up to {largest:.1e}")
     return number
 
 

@@ -23,6 +23,7 @@ from cfvae.hvae import (
     per_level,
     sample_guided,
     sample_prior,
+    temperature_per_level,
 )
 
 DEVICES = [
@@ -432,6 +433,12 @@ def test_temperature():
 
 
 # codes and truncated depth
+
+
+@pytest.mark.parametrize("temperature", ["1", "1.0", b"1", None])
+def test_a_temperature_is_a_number(temperature):
+    with pytest.raises(CfvaeError, match=f"temperature is {temperature!r}: finite numbers"):
+        temperature_per_level(temperature, 2)
 
 
 def test_codes_decode_to_the_reconstruction():
