@@ -20,6 +20,7 @@ import dataclasses
 import io
 import json
 import typing
+import unicodedata
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ from cfvae.core import (
     check_path,
     config_from_dict,
     config_to_dict,
+    get_device,
     shipped_weights,
     to_uint8,
     whole_number,
@@ -128,10 +130,22 @@ class TwoStages:
         self,
         device: str | torch.device,  # where to compute
     ) -> typing.Self:
-        "Move all parts; returns the object itself."
+        "Move all parts; returns the object itself. Raises `CfvaeError` for a device that is not there."
+        known_device = get_device(str(device))
         for part in (self.autoencoder, self.vae, self.scaler):
-            part.to(device)
+            part.to(known_device)
         return self
+
+    def find_class(
+        self,
+        name: str,  # a class name
+    ) -> int | None:
+        "Its index; None for a class that the model does not know. Either way to code an accent is right."
+        if name in self.classes:
+            return self.classes.index(name)
+        composed = [unicodedata.normalize("NFC", known) for known in self.classes]
+        wanted = unicodedata.normalize("NFC", str(name))
+        return composed.index(wanted) if wanted in composed else None
 
     def class_indices(
         self,
@@ -139,9 +153,13 @@ class TwoStages:
     ) -> list[int]:
         "Their indices. Raises `CfvaeError` for an unknown name, listing those the model knows."
         known = ", ".join(self.classes) or "no classes"
+        indices = []
         for name in names:
-            check(name in self.classes, f"the model knows no class '{name}': it knows {known}")
-        return [self.classes.index(name) for name in names]
+            index = self.find_class(name)
+            if index is None:
+                raise CfvaeError(f"the model knows no class '{name}': it knows {known}")
+            indices.append(index)
+        return indices
 
 
 # %% ../nbs/12_pipeline.ipynb #33d2dcd7

@@ -65,7 +65,7 @@ def match_labels(
     labels = dataset.labels[indices].tolist()
     way_out = "put those of each class into a folder of its own"
     check(min(labels) >= 0, f"{dataset.name}: the images have no labels, which this model needs: {way_out}")
-    unknown = [name for name in dataset.classes if name not in pipe.classes]
+    unknown = [name for name in dataset.classes if pipe.find_class(name) is None]
     message = f"{dataset.name}: the model knows no class {list_names(unknown, 3)}"
     check(not unknown, f"{message}: it was trained on {list_names(pipe.classes)}")
 

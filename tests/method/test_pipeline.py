@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -222,6 +223,31 @@ def test_reconstruct_depths(pipe):
         pipe.reconstruct(x)
     with pytest.raises(CfvaeError, match=r"images: .* \(n, 3, 16, 16\)"):
         pipe.reconstruct(torch.zeros(1, 3, 8, 8), [0])
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:999", 3])
+def test_devices_that_no_pipeline_computes_on(pipe, device):
+    with pytest.raises(CfvaeError, match="device '.*'"):
+        pipe.to(device)
+    assert pipe.to("cpu").to(torch.device("cpu")).device.type == "cpu"
+
+
+def test_a_class_is_found_however_its_accents_are_coded():
+    composed, apart = (unicodedata.normalize(form, "\u00e9t\u00e9") for form in ("NFC", "NFD"))
+    assert composed != apart
+    for name in (composed, apart):
+        pipe = build(("b", name))
+        assert pipe.class_indices([composed, apart, "b"]) == [1, 1, 0]
+    both = build((composed, apart))
+    assert both.class_indices([apart, composed]) == [1, 0]  # where both are there, each is itself
+    with pytest.raises(CfvaeError, match="no class 'x': it knows b"):
+        pipe.class_indices(["x"])
+
+
+@pytest.mark.parametrize("far", [{"temperature": 1e25}, {"guidance": Guidance(1e30)}])
+def test_draws_that_are_no_pictures_are_told_of(pipe, far):
+    with pytest.warns(UserWarning, match="not finite.*guidance"):
+        pipe([0, 1], generator=make_generator(0), **far)
 
 
 def test_save_and_load(pipe, tmp_path):
