@@ -1,12 +1,13 @@
 """The folder of a run: claimed, locked, read again."""
 
+import dataclasses
 import json
 import typing
 from pathlib import Path, PurePath
 
 from ..autoencoder import Autoencoder
-from ..checkpoints import list_checkpoints, write_synced
-from ..core import CfvaeError, check, config_to_dict
+from ..checkpoints import list_checkpoints, load_checkpoint, write_synced
+from ..core import CfvaeError, check, check_path, config_to_dict
 from ..data import ImageDataset
 from ..pipeline import LatentVAEPipeline, find_model, load_local
 from ..pretrained import PretrainedAutoencoder, PretrainedConfig, load_pretrained
@@ -121,12 +122,14 @@ def claim_run(
 ) -> None:
     """Note recipe and data in the run folder.
 
-    Raises `CfvaeError` rather than overwrite a run, or resume it as another one. A run that failed before it
-    saved anything is no hindrance."""
+    A stage that is done keeps the settings that it was trained with, whatever the recipe says now. Raises
+    `CfvaeError` rather than overwrite a run, or resume it as another one. A run that failed before it saved
+    anything is no hindrance."""
     if refuse_begun(out, resume):
         _check_same_recipe(out, recipe)
         _check_same_images(out, images)
-        _check_progress(out, recipe.vae_training.steps)
+        done = _check_progress(out, recipe.vae_training.steps)
+        recipe = _as_trained(out, recipe, done)
     about = {"fingerprint": images.fingerprint, "images": len(images), "classes": images.classes}
     _write_json(out / "data.json", about)
     _write_json(out / "recipe.json", config_to_dict(recipe))
@@ -163,16 +166,35 @@ def _check_same_images(out: Path, images: ImageDataset) -> None:
     )
 
 
-def _check_progress(out: Path, steps: int) -> None:
-    "Raises `CfvaeError` where stage two cannot go on from what was saved to so many steps."
-    saved = list_checkpoints(out / "vae" / "checkpoints")
+def _as_trained(out: Path, recipe: Recipe, done: int) -> Recipe:
+    "The recipe with the earlier settings of the stages that are done: no step is taken with others."
+    begun = load_recipe(out)
+    if (out / "autoencoder" / "model").exists():
+        recipe = dataclasses.replace(recipe, autoencoder_training=begun.autoencoder_training)
+    steps = recipe.vae_training.steps
+    if done == steps:
+        training = dataclasses.replace(begun.vae_training, steps=steps)
+        recipe = dataclasses.replace(recipe, vae_training=training)
+    return recipe
+
+
+def _check_progress(out: Path, steps: int) -> int:
+    """The steps of stage two that are saved.
+
+    Raises `CfvaeError` where it cannot go on from them to so many steps."""
+    folder = out / "vae" / "checkpoints"
+    saved = list_checkpoints(folder)
     check(
         bool(saved) or not has_model(out),
         f"{out} holds a model, but no checkpoint of its second stage, so it cannot be trained further: "
         "take the model as it is, or choose another --out",
     )
     done = max((int(path.name.split("-")[1]) for path in saved), default=0)
+    newest = load_checkpoint(folder) if done > steps else None  # perhaps it is damaged, and does not count
+    if newest is not None:
+        done, _ = newest
     check(done <= steps, f"{out}: {done} steps of stage two are done already: --steps must be {done} or more")
+    return done
 
 
 def _plain(fields: dict[str, typing.Any]) -> dict[str, typing.Any]:
@@ -219,6 +241,7 @@ def load_model(
     model: str | Path,  # a run folder, a saved pipeline, the name of a shipped one, or hub:owner/name
 ) -> LatentVAEPipeline:
     "The pipeline that is meant. Raises `CfvaeError` where there is none."
+    check_path(model, "the model")
     name = model.as_posix() if isinstance(model, PurePath) else model  # Windows turns slashes round
     if name.startswith("hub:") and not Path(model).exists():
         return load_from_hub(name.removeprefix("hub:"))

@@ -34,6 +34,12 @@ def test_load_model_says_what_is_missing(tmp_path):
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize("model", [3, None, b"shapes", " "])
+def test_a_model_is_named(model):
+    with pytest.raises(CfvaeError, match="the model is .*: give its path"):
+        load_model(model)
+
+
 @pytest.mark.parametrize("kind", [str, PurePosixPath, PureWindowsPath])
 def test_a_name_on_the_hub_keeps_its_slash(kind, monkeypatch):
     monkeypatch.setattr(folder, "load_from_hub", lambda name: name)

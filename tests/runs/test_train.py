@@ -225,6 +225,26 @@ def test_fewer_steps_than_are_done_are_refused(run):
     assert (run / "recipe.json").read_bytes() == before
 
 
+def test_a_damaged_checkpoint_counts_no_steps(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "vae" / "checkpoints" / "step-99-0123456789abcdef.pt").touch()
+    with pytest.warns(UserWarning, match="step-99.* is damaged"):
+        assert train(tiny(), "shapes:n=60", tmp_path / "run", resume=True)
+
+
+def test_a_finished_run_notes_what_it_was_trained_with(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    after = tiny(vae_training__learning_rate=123.0, autoencoder_training__learning_rate=77.0)
+    assert train(after, "shapes:n=60", tmp_path / "run", resume=True)
+    assert load_recipe(tmp_path / "run") == load_recipe(run)
+
+    longer = dataclasses.replace(after, vae_training=tiny(vae_training__steps=5).vae_training)
+    assert train(longer, "shapes:n=60", tmp_path / "run", resume=True)
+    noted = load_recipe(tmp_path / "run")
+    assert noted.vae_training == longer.vae_training
+    assert noted.autoencoder_training == load_recipe(run).autoencoder_training
+
+
 def test_a_model_that_diverged_is_not_saved(tmp_path):
     wild = tiny(autoencoder_training__learning_rate=1e38, autoencoder_training__skip_norm=math.inf)
     message = (
