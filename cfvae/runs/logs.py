@@ -1,6 +1,7 @@
 """The numbers of a run, kept: one line of JSON per entry, or TensorBoard."""
 
 import json
+import math
 import time
 import typing
 from pathlib import Path
@@ -19,6 +20,23 @@ def plain_metrics(
     for name, value in metrics.items():
         plain[name] = value.tolist() if torch.is_tensor(value) else value
     return plain
+
+
+def _as_line(entry: dict[str, typing.Any]) -> str:
+    "A line of a log, JSON that every program reads: null is a number that is not finite."
+    return json.dumps({name: _as_json(value) for name, value in entry.items()}, allow_nan=False) + "\n"
+
+
+def _as_json(value: typing.Any) -> typing.Any:
+    if isinstance(value, list):
+        return [_as_json(number) for number in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _from_json(value: typing.Any) -> typing.Any:
+    if isinstance(value, list):
+        return [_from_json(number) for number in value]
+    return math.nan if value is None else value
 
 
 class Speed:
@@ -72,7 +90,7 @@ class JsonLog(Callback):
         self.speed.step = steps_done
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = [line for line in read_log(self.path) if line["step"] <= steps_done]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
+        text = "".join(map(_as_line, lines))
         write_synced(self.path, text.encode())
 
     def _append(self, state: TrainingState, metrics: Metrics) -> None:
@@ -80,7 +98,7 @@ class JsonLog(Callback):
         line["skipped"] = state.skipped
         line["examples_per_second"] = round(self.speed.since_last(state), 1)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(_as_line(line))
 
 
 ALWAYS_LOGGED = ("step", "loss", "skipped", "examples_per_second")
@@ -90,7 +108,7 @@ def read_log(
     path: str | Path,  # a file that JsonLog wrote
 ) -> list[dict[str, typing.Any]]:
     """The lines of a log, oldest first. Those that JsonLog cannot have written, such as one that a crash cut
-    off, are left out; an absent file is an empty log."""
+    off, are left out; what was not finite is NaN; an absent file is an empty log."""
     path = Path(path)
     if not path.exists():
         return []
@@ -100,14 +118,16 @@ def read_log(
             line = json.loads(text)
         except (ValueError, RecursionError):  # not JSON, or not UTF-8
             continue
-        if _is_whole(line):
-            lines.append(line)
+        if isinstance(line, dict):
+            line = {name: _from_json(value) for name, value in line.items()}
+            if _is_whole(line):
+                lines.append(line)
     return lines
 
 
-def _is_whole(line: object) -> bool:
-    "Whether a line of a log has the numbers that every line has, and nothing but numbers."
-    if not isinstance(line, dict) or not line.keys() >= set(ALWAYS_LOGGED):
+def _is_whole(line: dict[str, typing.Any]) -> bool:
+    "Whether a line of a log has the numbers that every line has, one each, and nothing but numbers."
+    if any(name not in line or isinstance(line[name], list) for name in ALWAYS_LOGGED):
         return False
     values = [value for entry in line.values() for value in (entry if isinstance(entry, list) else [entry])]
     numbers = all(type(value) is float or (type(value) is int and abs(value) < 2**63) for value in values)

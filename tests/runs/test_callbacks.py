@@ -7,6 +7,7 @@ import errno
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -139,7 +140,9 @@ def test_reading_an_absent_log(tmp_path):
         b"{}",
         b'{"step": 2}',
         b'{"step": "2", "loss": 1, "skipped": 0, "examples_per_second": 1}',
-        b'{"step": 2, "loss": null, "skipped": 0, "examples_per_second": 1}',
+        b'{"step": null, "loss": 1, "skipped": 0, "examples_per_second": 1}',
+        b'{"step": 2, "loss": [1.0], "skipped": 0, "examples_per_second": 1}',
+        b'{"step": 2, "loss": 1, "skipped": 0, "examples_per_second": [1, 2]}',
         b'{"step": 2, "loss": 1' + 400 * b"0" + b', "skipped": 0, "examples_per_second": 1}',
         b'{"step": true, "loss": 1, "skipped": 0, "examples_per_second": 1}',
         b'{"step": -2, "loss": 1, "skipped": 0, "examples_per_second": 1}',
@@ -155,6 +158,29 @@ def test_a_bad_line_of_a_log_is_left_out_and_no_other(tmp_path, bad):
         damaged = [*lines[:position], bad, *lines[position:]]
         (tmp_path / "log.jsonl").write_bytes(b"\n".join(damaged))
         assert read_log(tmp_path / "log.jsonl") == [log_line(1), log_line(2)]
+
+
+def test_a_log_is_json_for_every_program(tmp_path):
+    "JSON has no NaN and no infinity."
+    path = tmp_path / "log.jsonl"
+
+    def loss_fn(model, batch, generator, step):
+        loss, _ = LOSS(model, batch, generator, step)
+        return loss * (math.inf if step == 1 else 1.0), {"rates": torch.tensor([1.0, math.nan])}
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    fit(new_model(), DATA, loss_fn, config(steps=3, log_every=1), [JsonLog(path)])
+    entries = [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+    assert [entry["loss"] is None for entry in entries] == [False, True, False]
+    assert entries[0]["rates"] == [1.0, None]
+    lines = read_log(path)
+    assert len(lines) == 3 and math.isnan(lines[1]["loss"]) and lines[2]["loss"] == entries[2]["loss"]
+    assert lines[0]["rates"][0] == 1 and math.isnan(lines[0]["rates"][1])
+
+    path.write_text(json.dumps(log_line(1) | {"loss": math.inf}) + "\n")  # of an earlier version
+    assert read_log(path)[0]["loss"] == math.inf
 
 
 def draw_nothing(model) -> torch.Tensor:
