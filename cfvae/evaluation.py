@@ -444,9 +444,6 @@ def features(
 
 
 # %% ../nbs/13_evaluation.ipynb #a13f0c03
-_LARGEST_FEATURE = 1e15  # a sum of squares of such numbers is still one of float32
-
-
 def inside_balls(
     points: torch.Tensor,  # (n, d)
     centres: torch.Tensor,  # (m, d): one ball around each, up to its k-th nearest neighbour among them
@@ -461,6 +458,10 @@ def inside_balls(
     between_centres = torch.cdist(centres, centres)
     radius = between_centres.kthvalue(neighbours + 1, dim=1).values  # the nearest is the centre itself
     return torch.cdist(points, centres) <= radius
+
+
+# %% ../nbs/13_evaluation.ipynb #7c1e5b90
+_LARGEST_FEATURE = 1e15  # a sum of squares of such numbers is still one of float32
 
 
 def check_features(

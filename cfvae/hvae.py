@@ -55,7 +55,7 @@ def per_level(
     name: str,  # what to call it in an error
 ) -> tuple[float, ...]:
     "One number per level, lowest resolution first. Raises `CfvaeError` for another count."
-    if isinstance(value, (str, bytes)) or not isinstance(value, typing.Sequence):
+    if isinstance(value, str) or not isinstance(value, typing.Sequence):
         return (value,) * levels
     count = len(value)
     check(count == levels, f"{name} has {count} entries: give {levels}, one per resolution, or one number")
