@@ -14,6 +14,7 @@ from ..pipeline import LatentVAEPipeline
 from ..pretrained import PretrainedConfig
 from ..recipes import Recipe
 from .logs import read_log
+from .output import say
 from .public import in_backticks, in_markdown, public_recipe
 
 # --- there and back
@@ -185,7 +186,8 @@ def run_card(
     folder = Path(folder)
     recipe = public_recipe(load_recipe(folder))
     pipe = load_model(folder)
-    measured = _report_figures(folder)
+    log = read_log(folder / "vae" / "log.jsonl")
+    measured = _report_figures(folder, log[-1]["step"] if log else 0)
 
     limits = (
         "It knows nothing but images like those it was trained on. "
@@ -193,7 +195,7 @@ def run_card(
     )
     if not measured:
         limits += " Nobody has measured the quality of its samples yet: `cfvae report` does."
-    figures = _log_figures(recipe, read_log(folder / "vae" / "log.jsonl")) | measured
+    figures = _log_figures(recipe, log) | measured
     noted = load_data_note(folder) or {}
     images = noted.get("images")
     if type(images) is not int:
@@ -232,8 +234,8 @@ def _log_figures(recipe: Recipe, log: list[dict]) -> dict[str, str]:
     return {"steps of stage two": f"{steps}, {log[-1]['skipped']} skipped"}
 
 
-def _report_figures(folder: Path) -> dict[str, str]:
-    """What report.json tells, in the words of the card; nothing where there is no report.
+def _report_figures(folder: Path, step: int) -> dict[str, str]:
+    """What report.json tells, in the words of the card; nothing where there is no report of this step.
 
     Raises `CfvaeError` for a damaged one."""
     path = folder / "report.json"
@@ -242,6 +244,13 @@ def _report_figures(folder: Path) -> dict[str, str]:
     figures = {}
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
+        measured = report["vae"]["steps"]
+        if measured != step:  # it was trained further, or anew
+            say(
+                f"{path} is of step {measured}, the model of step {step}: its figures are left out; "
+                f"cfvae report {folder} measures again"
+            )
+            return {}
         images = int(report["run"]["held_out_images"])
         for name, value in report["psnr"].items():
             if value is not None:  # it was not finite

@@ -134,7 +134,7 @@ def test_the_code_in_the_card_runs(classes, tmp_path, monkeypatch):
 # --- the card of a run
 
 
-def test_run_card(runs, tmp_path):
+def test_run_card(runs, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(runs / "unlabelled", run)
     bare = run_card(run, "me/shapes")
@@ -146,6 +146,13 @@ def test_run_card(runs, tmp_path):
     whole_model = json.loads((run / "report.json").read_text())["psnr"]["whole_model"]
     assert f"{whole_model:.1f} dB on 6 held-out images" in full
     assert "Nobody has measured" not in full
+
+    log = run / "vae" / "log.jsonl"  # trained further, and not measured again
+    last = json.loads(log.read_text().splitlines()[-1])
+    log.write_text(json.dumps({**last, "step": 9}) + "\n")
+    later = run_card(run, "me/shapes")
+    assert "dB on" not in later and "Nobody has measured" in later
+    assert "report.json is of step 4, the model of step 9" in capsys.readouterr().out
 
 
 def test_the_card_holds_the_whole_recipe(runs):

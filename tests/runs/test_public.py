@@ -114,11 +114,13 @@ def test_a_report_keeps_the_folders_of_this_machine_to_itself(runs, tmp_path):
         b"null",
         b"\xff{}",
         b"{" * 100000,
-        b'{"psnr": {}}',
-        b'{"psnr": 3, "run": {"held_out_images": 4}}',
-        b'{"psnr": {"whole_model": "x"}, "run": {"held_out_images": 4}}',
-        b'{"psnr": {}, "run": {"held_out_images": []}}',
-        b'{"psnr": {}, "run": {"held_out_images": 4}, "class_accuracy": [1]}',
+        b'{"psnr": {}, "run": {"held_out_images": 4}}',
+        b'{"psnr": {}, "run": {"held_out_images": 4}, "vae": 4}',
+        b'{"psnr": {}, "vae": {"steps": 4}}',
+        b'{"psnr": 3, "run": {"held_out_images": 4}, "vae": {"steps": 4}}',
+        b'{"psnr": {"whole_model": "x"}, "run": {"held_out_images": 4}, "vae": {"steps": 4}}',
+        b'{"psnr": {}, "run": {"held_out_images": []}, "vae": {"steps": 4}}',
+        b'{"psnr": {}, "run": {"held_out_images": 4}, "vae": {"steps": 4}, "class_accuracy": [1]}',
     ],
 )
 def test_a_damaged_report_is_named_by_the_card(runs, tmp_path, content):
@@ -127,5 +129,6 @@ def test_a_damaged_report_is_named_by_the_card(runs, tmp_path, content):
     (run / "report.json").write_bytes(content)
     with pytest.raises(CfvaeError, match=r"report\.json cannot be read .*write it anew by cfvae report"):
         run_card(run)
-    (run / "report.json").write_text('{"psnr": {"whole_model": null}, "run": {"held_out_images": 4}}')
+    not_finite = {"psnr": {"whole_model": None}, "run": {"held_out_images": 4}, "vae": {"steps": 4}}
+    (run / "report.json").write_text(json.dumps(not_finite))
     assert "Nobody has measured" in run_card(run)
