@@ -4,6 +4,7 @@ import json
 import re
 import tempfile
 import typing
+import warnings
 from pathlib import Path
 
 import torch
@@ -14,7 +15,6 @@ from ..pipeline import LatentVAEPipeline
 from ..pretrained import PretrainedConfig
 from ..recipes import Recipe
 from .logs import read_log
-from .output import say
 from .public import in_backticks, in_markdown, public_recipe
 
 # --- there and back
@@ -246,9 +246,10 @@ def _report_figures(folder: Path, step: int) -> dict[str, str]:
         report = json.loads(path.read_text(encoding="utf-8"))
         measured = report["vae"]["steps"]
         if measured != step:  # it was trained further, or anew
-            say(
+            warnings.warn(  # not on the output, where the card may be printed
                 f"{path} is of step {measured}, the model of step {step}: its figures are left out; "
-                f"cfvae report {folder} measures again"
+                f"cfvae report {folder} measures again",
+                stacklevel=2,
             )
             return {}
         images = int(report["run"]["held_out_images"])
