@@ -26,6 +26,7 @@ ELSEWHERE = {  # file -> where it is damaged
     "report.json": "runs/test_public",
     "log.jsonl": "runs/test_callbacks",
     "threads.json": "cli/test_reporting",
+    "tuning.json": "runs/test_tune",
 }
 WRITTEN = {"evaluation.json", "bench.json", "bench-scale.json"}  # never read, but to know them as ours
 HERE = {"settings.json", "result.json", "floors.json", "comparison.json"}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -97,6 +98,15 @@ def test_another_model_is_not_taken_up(runs, tuned):
     other = dataclasses.replace(tuning("shapes"), data="shapes:n=60")
     with pytest.raises(CfvaeError, match="another model"):
         tune(other, tuned, resume=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"a": 1}', b"\xff\xfe{}"])
+def test_a_damaged_note_is_named(runs, tuned, tmp_path, content):
+    out = tmp_path / "damaged"
+    shutil.copytree(tuned, out)
+    (out / "tuning.json").write_bytes(content)
+    with pytest.raises(CfvaeError, match=r"tuning\.json.*, which cfvae did not write or which is damaged"):
+        tune(tuning(runs / "unlabelled"), out, resume=True)
 
 
 def test_requests_that_cannot_be_met(runs, tmp_path):
