@@ -137,14 +137,11 @@ def recipe_from_dict(
 def with_pretrained(
     recipe: Recipe,  # the start
     source: str,  # a folder, owner/name or owner/name/subfolder on the Hugging Face hub, or "pixels"
-    settings: dict[str, typing.Any] | None = None,  # further changes, as `change` has them, made at once
 ) -> Recipe:
     """A recipe whose first stage is a pretrained autoencoder (02b).
 
     Raises `CfvaeError` where it is not there, or its code is not what the VAE models."""
-    borrowed = describe_pretrained(source, recipe.autoencoder.size)
-    fields = config_to_dict(recipe) | {"autoencoder": config_to_dict(borrowed)}
-    return _with_settings(recipe, fields, settings or {})
+    return dataclasses.replace(recipe, autoencoder=describe_pretrained(source, recipe.autoencoder.size))
 
 
 # %% ../nbs/14_recipes.ipynb #1cf31507
@@ -156,14 +153,7 @@ def change(
 
     Raises `CfvaeError` for a field that does not exist or is not clear,
     and for a value that does not fit it."""
-    return _with_settings(recipe, config_to_dict(recipe), settings)
-
-
-def _with_settings(
-    recipe: Recipe,
-    fields: dict[str, typing.Any],  # the recipe's plain values, perhaps with another first stage
-    settings: dict[str, typing.Any],
-) -> Recipe:
+    fields = config_to_dict(recipe)
     for key, value in settings.items():
         part, _, _ = key.rpartition(".")
         for owner in [part] if part else _owners(fields, key):

@@ -60,9 +60,8 @@ def choose_recipe(
     else:
         raise CfvaeError("which recipe? Give --preset NAME; `cfvae presets` lists them")
 
-    if autoencoder is None:
-        return change(recipe, changes)
-    return with_pretrained(recipe, autoencoder, changes)  # at once: what is changed has to fit it
+    recipe = change(recipe, changes)
+    return recipe if autoencoder is None else with_pretrained(recipe, autoencoder)
 
 
 def train(

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from cfvae import data, evaluation
 from cfvae.checkpoints import load_checkpoint
 from cfvae.cli import training
-from cfvae.core import CfvaeError
 from cfvae.data import Shapes
 from cfvae.runs import train as runs_train
 from cfvae.training import TrainingConfig
@@ -181,12 +180,3 @@ def test_train_features(monkeypatch):
     assert "of 64 held-out images are recognised" in done("train-features --out judge")
     weights = load_file("judge/model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
-
-
-def test_a_borrowed_first_stage_and_what_has_to_fit_it_are_set_at_once():
-    fitting = {"vae.data_channels": "3", "vae.resolutions": "1,16,32"}
-    recipe = training.choose_recipe("shapes-demo", Path("new"), False, fitting, "pixels")
-    assert recipe.is_pretrained and recipe.autoencoder.latent_shape == (3, 32, 32)
-    assert recipe.vae.resolutions == (1, 16, 32)
-    with pytest.raises(CfvaeError, match="change it too, to vae.data_channels=3 and vae.resolutions=1,16,32"):
-        training.choose_recipe("shapes-demo", Path("new"), False, {}, "pixels")
