@@ -553,23 +553,6 @@ def test_differences(found, lines):
 NOTEBOOK = Path(__file__).parents[2] / "nbs" / "03b_checkpoints.ipynb"
 
 
-def solutions() -> list[str]:
-    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-    folded = "".join(re.findall(r"<details>(.*?)</details>", text, re.S))
-    return re.findall(r"```python\n(.*?)```", folded, re.S)
-
-
-def test_exercise_solutions_run(tmp_path):
-    assert len(solutions()) == 3
-    program = "\n".join(solutions())
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-
-
 def test_no_private_paths_in_the_stored_outputs():
     outputs = json.dumps(
         [cell.get("outputs") for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]]

@@ -213,7 +213,7 @@ def test_reconstruct_depths(pipe):
     assert torch.equal(full, pipe.reconstruct(x, labels.tolist(), 3))
     first = pipe.reconstruct(x, labels, 1)
     means = pipe.vae.posterior_means(z, labels)
-    assert torch.allclose(first, pipe.decode(pipe.vae.decode(means[:1], labels)), atol=1e-6)
+    assert torch.allclose(first, pipe.decode(pipe.vae.decode(means[:1], labels)), atol=1e-5)
     assert not torch.allclose(first, full, atol=1e-3)
 
     for depth in (-1, 4):
