@@ -91,8 +91,10 @@ def _open_images(tuning: Tuning, pipe: LatentVAEPipeline) -> tuple[ImageDataset,
     size = pipe.autoencoder.config.size
     folder = Path(tuning.model)
     recipe = load_recipe(folder) if (folder / "recipe.json").is_file() else None
-    check(tuning.data is not None or recipe is not None, "which images? Give --data SPEC")
-    dataset = open_dataset(typing.cast(str, tuning.data or (recipe and recipe.data)), size)
+    source = tuning.data if recipe is None else tuning.data or recipe.data
+    if source is None:
+        raise CfvaeError("which images? Give --data SPEC")
+    dataset = open_dataset(source, size)
     say(describe(dataset))
     same = not pipe.classes or pipe.classes == dataset.classes
     check(same, f"{dataset.name} has other classes than {tuning.model}")
