@@ -6,6 +6,7 @@
 __all__ = [
     "write_synced",
     "list_checkpoints",
+    "intact_checkpoints",
     "way_out_of",
     "save_checkpoint",
     "load_checkpoint",
@@ -103,6 +104,13 @@ def _damage(path: Path) -> str | None:
     if checksum != expected_checksum:
         return "its content does not match the checksum in its name"
     return None
+
+
+def intact_checkpoints(
+    folder: str | Path,  # a run's folder
+) -> list[Path]:
+    "Those of `list_checkpoints` that are whole: what a run can go on from."
+    return [path for path in list_checkpoints(folder) if _damage(path) is None]
 
 
 # %% ../nbs/03b_checkpoints.ipynb #fbc08b21

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ..autoencoder import Autoencoder, AutoencoderConfig
-from ..checkpoints import list_checkpoints
+from ..checkpoints import intact_checkpoints
 from ..core import count_parameters
 from ..files.names import first_few
 from ..hvae import HierarchicalVAE, HierarchicalVAEConfig
@@ -60,13 +60,13 @@ def describe_models(
 def saved_steps(
     stage: Path,  # the folder of a run's stage
 ) -> list[int]:
-    "The steps of the checkpoints that a stage holds, oldest first."
-    paths = list_checkpoints(stage / "checkpoints")
+    "The steps of the checkpoints that a stage can go on from, oldest first: damaged ones do not count."
+    paths = intact_checkpoints(stage / "checkpoints")
     return [int(path.stem.split("-")[1]) for path in paths]
 
 
 def newest_step(
     stage: Path,  # the folder of a run's stage
 ) -> int:
-    "The step of its newest checkpoint; 0 where there is none."
+    "The step of the newest one; 0 where there is none."
     return max(saved_steps(stage), default=0)

@@ -6,7 +6,7 @@ import typing
 from pathlib import Path, PurePath
 
 from ..autoencoder import Autoencoder
-from ..checkpoints import list_checkpoints, load_checkpoint, write_synced
+from ..checkpoints import intact_checkpoints, list_checkpoints, write_synced
 from ..core import CfvaeError, check, check_path, config_to_dict
 from ..data import ImageDataset
 from ..pipeline import LatentVAEPipeline, find_model, load_local
@@ -183,16 +183,12 @@ def _check_progress(out: Path, steps: int) -> int:
 
     Raises `CfvaeError` where it cannot go on from them to so many steps."""
     folder = out / "vae" / "checkpoints"
-    saved = list_checkpoints(folder)
     check(
-        bool(saved) or not has_model(out),
+        bool(list_checkpoints(folder)) or not has_model(out),
         f"{out} holds a model, but no checkpoint of its second stage, so it cannot be trained further: "
         "take the model as it is, or choose another --out",
     )
-    done = max((int(path.name.split("-")[1]) for path in saved), default=0)
-    newest = load_checkpoint(folder) if done > steps else None  # perhaps it is damaged, and does not count
-    if newest is not None:
-        done, _ = newest
+    done = max((int(path.name.split("-")[1]) for path in intact_checkpoints(folder)), default=0)
     check(done <= steps, f"{out}: {done} steps of stage two are done already: --steps must be {done} or more")
     return done
 

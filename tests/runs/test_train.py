@@ -15,6 +15,7 @@ from recipes_for_tests import tiny
 
 from cfvae.autoencoder import AutoencoderConfig
 from cfvae.checkpoints import list_checkpoints
+from cfvae.cli.describing import newest_step
 from cfvae.core import CfvaeError, config_to_dict, make_generator
 from cfvae.data import ImageDataset, Shapes
 from cfvae.hvae import HierarchicalVAEConfig
@@ -230,6 +231,17 @@ def test_a_damaged_checkpoint_counts_no_steps(run, tmp_path):
     (tmp_path / "run" / "vae" / "checkpoints" / "step-99-0123456789abcdef.pt").touch()
     with pytest.warns(UserWarning, match="step-99.* is damaged"):
         assert train(tiny(), "shapes:n=60", tmp_path / "run", resume=True)
+
+
+def test_steps_of_a_damaged_checkpoint_are_taken_again_and_noted_as_they_were_taken(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    list_checkpoints(tmp_path / "run" / "vae" / "checkpoints")[-1].write_bytes(b"")
+    assert newest_step(tmp_path / "run" / "vae") == 2
+    with pytest.warns(UserWarning, match="step-4.* is damaged"):
+        assert train(tiny(learning_rate=0.5), "shapes:n=60", tmp_path / "run", resume=True)
+    noted = load_recipe(tmp_path / "run")
+    assert noted.vae_training.learning_rate == 0.5  # of steps 3 and 4
+    assert noted.autoencoder_training == tiny().autoencoder_training
 
 
 def test_a_finished_run_notes_what_it_was_trained_with(run, tmp_path):
