@@ -5,6 +5,11 @@
 The lines are drawn by seed over the syntax tree, half of them from the method and half from the tools. Every
 worker has a copy of the tree, so that the one you edit is left alone. What survives is either a test that is
 missing or a change that changes nothing; which of the two, a reader has to say, in argued.toml.
+
+Four kinds are not drawn at all. How something looks that says the same: size, colours and margins of figures,
+how a table is set on a terminal, how JSON is indented; what a figure or a table says is drawn. `strict=` of
+zip: it asserts that lists made here are of one length, which no input changes. On what device PyTorch makes a
+tensor: the workers have no GPU, and on a CPU it is the same. And types: annotations, TypeVar.
 """
 
 import argparse
@@ -32,16 +37,34 @@ ROOT = Path(__file__).parents[1]
 MEMORY = 16 << 30  # bytes of one process: a loop that no longer ends shall not take the machine with it
 BASELINE_SECONDS = 900  # for one file of tests, unbroken
 ARGUED = Path(__file__).with_name("argued.toml")  # changes that change nothing, each with the reason
+FIRST = ("tests/test_source.py", "tests/test_values.py")  # of every change, for they take seconds
 FOR_ALL = ("method/test_pinned", "method/test_devices")  # of the method
 LEFT_OUT = ("runs/recorded.py",)  # needs a GPU, and the workers are kept from it
 
+LOOKS = {  # arguments by which the same numbers and words look otherwise: in figures, tables and JSON
+    *("alpha", "capsize", "color", "dpi", "figsize", "fontsize", "ha", "labelsize", "layout", "linewidth"),
+    *(
+        "ncols",
+        "rotation",
+        "va",
+        "zorder",
+        "box",
+        "justify",
+        "no_wrap",
+        "overflow",
+        "title_justify",
+        "indent",
+    ),
+}
+ALL_LOOKS = {"Console", "set_style", "set_ylim", "tick_params"}  # calls and functions for nothing else
+
 TESTS = {  # the tests of modules that have none of their own name, or more; a folder's, for all that is in it
     "cli/__init__": ["cli/test_main", "cli/test_output", "cli/test_errors"],
-    "cli/commands": ["method/test_pinned", "cli/test_main", "cli/test_train_command", "cli/test_drawing"],
+    "cli/commands": ["cli/test_main", "cli/test_train_command", "cli/test_drawing"],
     "cli/describing": ["cli/test_looking", "cli/test_converting"],
-    "cli/options": ["method/test_pinned", "cli/test_main", "cli/test_train_command", "cli/test_drawing"],
+    "cli/options": ["cli/test_main", "cli/test_train_command", "cli/test_drawing"],
     "cli/parsing": ["cli/test_drawing", "cli/test_reconstructing"],
-    "cli/training": ["cli/test_train_command", "cli/test_killed"],
+    "cli/training": ["cli/test_train_command", "cli/test_output", "cli/test_killed"],
     "cli/writing": ["cli/test_drawing"],
     "data": ["method/test_data", "method/test_pinned"],
     "published": ["method/test_published", "method/test_pinned"],
@@ -59,8 +82,8 @@ TESTS = {  # the tests of modules that have none of their own name, or more; a f
     "runs/opened": ["runs/test_measure", "runs/test_report", "runs/test_next_steps"],
     "runs/output": ["cli/test_output", "runs/test_callbacks"],
     "runs/pixel_models": ["runs/test_weights"],
-    "runs/presets": ["runs/test_presets", "method/test_pinned"],
-    "runs/published_presets": ["method/test_published", "runs/test_presets", "method/test_pinned"],
+    "runs/presets": ["runs/test_presets"],
+    "runs/published_presets": ["method/test_published", "runs/test_presets"],
     "runs/steps": ["runs/test_bench", "runs/test_train"],
 }
 
@@ -137,7 +160,7 @@ def changes(node: ast.AST) -> Iterator[tuple[str, str]]:
     elif isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
         is_float = isinstance(node.value, float)
         yield "number", repr((2 * node.value or 1.0) if is_float else node.value + 1)
-    elif isinstance(node, ast.Call) and node.keywords:
+    elif isinstance(node, ast.Call) and node.keywords and may_lose(node):
         yield "argument", ast.unparse(ast.Call(node.func, node.args, node.keywords[:-1]))
 
 
@@ -152,8 +175,36 @@ def statement_changes(node: ast.stmt) -> Iterator[tuple[ast.AST, str, str]]:
         yield node.test, "condition", f"not ({ast.unparse(node.test)})"
 
 
+def last_name(node: ast.AST) -> str:
+    "Of what is called or defined, without what it belongs to."
+    called = getattr(node, "func", node)
+    return getattr(called, "attr", None) or getattr(called, "id", None) or getattr(called, "name", "")
+
+
+def is_left_out(node: ast.AST) -> bool:
+    "Whether nothing in it is drawn, for a reason that the docstring gives."
+    if isinstance(node, ast.Expr):
+        return is_left_out(node.value)
+    if isinstance(node, ast.keyword):
+        return node.arg in LOOKS | {"strict", "non_blocking"}
+    if isinstance(node, ast.Subscript):
+        return last_name(node.value) == "PALETTE"
+    if isinstance(node, (ast.Call, ast.FunctionDef)):
+        return last_name(node) in ALL_LOOKS or last_name(node) == "TypeVar"
+    return isinstance(node, ast.JoinedStr)  # the text of a message
+
+
+def may_lose(call: ast.Call) -> bool:
+    "Whether it is drawn without its last argument."
+    last = call.keywords[-1]
+    by_pytorch = ast.unparse(call.func).startswith("torch.")
+    return not is_left_out(last) and not (by_pytorch and last.arg == "device")
+
+
 def walk(node: ast.AST) -> Iterator[ast.AST]:
-    "The nodes that compute: no annotation, no decorator, no text of a message."
+    "The nodes that compute, without what is left out."
+    if is_left_out(node):
+        return
     yield node
     if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
         return
@@ -161,7 +212,7 @@ def walk(node: ast.AST) -> Iterator[ast.AST]:
         if name in ("annotation", "returns", "decorator_list"):
             continue
         for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, ast.AST) and not isinstance(child, ast.JoinedStr):
+            if isinstance(child, ast.AST):
                 yield from walk(child)
 
 
@@ -224,7 +275,7 @@ def draw(count: int, seed: int) -> list[Mutant]:
 
 
 def tests_of(mutant: Mutant) -> list[str]:
-    "The module's own tests, then all that import it and mention what was changed, then what holds for all."
+    "What holds for all, the module's own tests, then all that import it and mention what was changed."
     room, _, name = mutant.module.rpartition("/")
     usual = [f"{room}/test_{name}"] if room else [f"method/test_{name}", *FOR_ALL]
     own = [f"tests/{test}.py" for test in TESTS.get(mutant.module, TESTS.get(room, usual))]
@@ -237,7 +288,7 @@ def tests_of(mutant: Mutant) -> list[str]:
         if mutant.owner and imported.search(text) and mentioned.search(text):
             others.append(path.relative_to(ROOT).as_posix())
     found = [test for test in own if (ROOT / test).exists()]
-    return list(dict.fromkeys([*found, *others, "tests/test_source.py"]))
+    return list(dict.fromkeys([*FIRST, *found, *others]))
 
 
 # --- running them
