@@ -6,6 +6,7 @@
 __all__ = [
     "PipelineOutput",
     "TwoStages",
+    "check_finite",
     "load_local",
     "load_first_stage",
     "find_model",
@@ -19,6 +20,8 @@ import copy
 import dataclasses
 import io
 import json
+import os
+import tempfile
 import typing
 import unicodedata
 from pathlib import Path
@@ -61,9 +64,10 @@ class PipelineOutput:
 
 def _as_output(x: torch.Tensor, output_type: str) -> typing.Any:
     "Images (n, 3, h, w) in [-1, 1] in the form asked for."
+    pixels = to_uint8(x)  # warns of what is no number, whatever the form
     if output_type == "pt":
         return (x.float().clamp(-1, 1) + 1) / 2
-    array = to_uint8(x).permute(0, 2, 3, 1).cpu().numpy()
+    array = pixels.permute(0, 2, 3, 1).cpu().numpy()
     if output_type == "np":
         return array
     return [Image.fromarray(pixels) for pixels in array]
@@ -83,6 +87,10 @@ class TwoStages:
         scaler: LatentScaler,  # between them
         classes: typing.Sequence[str] = (),  # class names by index; empty for a model without labels
     ) -> None:
+        kinds = (Autoencoder, PretrainedAutoencoder), HierarchicalVAE, LatentScaler
+        for part, kind in zip((autoencoder, vae, scaler), kinds, strict=True):
+            needed = "an autoencoder, a HierarchicalVAE and a LatentScaler are needed, in this order"
+            check(isinstance(part, kind), f"{needed}, not a {type(part).__name__}")
         code_shape = autoencoder.config.latent_shape
         vae_shape = (vae.config.data_channels, vae.config.resolution, vae.config.resolution)
         num_classes = vae.config.num_classes
@@ -119,7 +127,7 @@ class TwoStages:
     ) -> torch.Tensor:
         "Images of standardised codes, (n, 3, size, size), nominally in [-1, 1]."
         latents = check_batch(latents, self.autoencoder.config.latent_shape, "codes", None)
-        return self.autoencoder.decode(self.scaler.invert(latents))
+        return self.autoencoder.decode(self.scaler.invert(latents.to(self.device)))
 
     @property
     def device(self) -> torch.device:
@@ -152,6 +160,8 @@ class TwoStages:
         names: typing.Sequence[str],  # class names
     ) -> list[int]:
         "Their indices. Raises `CfvaeError` for an unknown name, listing those the model knows."
+        listed = isinstance(names, typing.Iterable) and not isinstance(names, str)  # a text is its letters
+        check(listed, f"names is {names!r}: a list of class names is needed")
         known = ", ".join(self.classes) or "no classes"
         indices = []
         for name in names:
@@ -168,6 +178,21 @@ def _listed(names: typing.Collection[str]) -> str:
     first = sorted(names)[:3]
     more = len(names) - len(first)
     return ", ".join(first) + (f" and {more} more" if more else "")
+
+
+def _not_finite(model: torch.nn.Module) -> list[str]:
+    "The tensors that hold infinity or NaN."
+    return [name for name, tensor in model.state_dict().items() if not bool(tensor.isfinite().all())]
+
+
+def check_finite(
+    model: torch.nn.Module,  # a trained one
+    name: str,  # what to call it in an error
+    way_out: str = "train it again",  # what to do
+) -> None:
+    "Raises `CfvaeError` for weights that are no finite numbers: with them nothing can be drawn."
+    broken = _not_finite(model)
+    check(not broken, f"{name}: numbers are not finite ({_listed(broken)}): {way_out}")
 
 
 def _check_weights(model: torch.nn.Module, folder: Path) -> None:
@@ -187,12 +212,11 @@ def _check_weights(model: torch.nn.Module, folder: Path) -> None:
     unexpected = saved_kinds.keys() - state.keys()
     common = state.keys() & saved_kinds.keys()
     other_kind = {name for name in common if state[name].is_floating_point() != ("F" in saved_kinds[name])}
-    not_finite = {name for name, tensor in state.items() if not bool(tensor.isfinite().all())}
     problems = {
         "tensors are missing": missing,
         "tensors are there that the model does not have": unexpected,
         "numbers are whole, or are not, unlike the model's": other_kind,
-        "numbers are not finite": not_finite,
+        "numbers are not finite": _not_finite(saved),
     }
     for problem, names in problems.items():
         check(not names, f"{where}: {problem} ({_listed(names)}): fetch or save the model again")
@@ -268,6 +292,7 @@ def find_model(
 
 # %% ../nbs/12_pipeline.ipynb #7fc91778
 _FORMAT = 1  # of pipeline.json
+_FIELDS = {"format", "shift", "scale", "clip", "classes"}  # that it has
 _FINITE = torch.finfo(torch.float32)  # what numbers the models hold
 
 
@@ -302,7 +327,7 @@ def _read_about(path: Path) -> dict[str, typing.Any]:
         check(isinstance(about, dict), "no fields in braces")
     except Exception as error:  # not text, not JSON, or JSON of something else
         raise CfvaeError(f"{path}: the saved pipeline cannot be read ({_reason(error)})") from error
-    missing = {"format", "shift", "scale", "clip", "classes"} - about.keys()
+    missing = _FIELDS - about.keys()
     check(not missing, f"{path}: fields are missing ({_listed(missing)}): fetch or save the pipeline again")
     saved_format = about["format"]
     check(
@@ -333,16 +358,46 @@ def _read_parts(folder: Path) -> dict[str, typing.Any]:
 
 
 # %% ../nbs/12_pipeline.ipynb #96f3643b
-def _write_parts(stages: TwoStages, folder: Path, dtype: torch.dtype, card: str | None) -> None:
-    "Two folders of safetensors with their configs, a card where there is one, and pipeline.json."
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, model in (("autoencoder", stages.autoencoder), ("vae", stages.vae)):
-        copy.deepcopy(model).cpu().to(dtype).save_pretrained(folder / name)
+_PARTS = ("autoencoder", "vae")
+_WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+_PART_FILES = ("config.json", "first_stage.json", *_WEIGHTS)  # of a model of either kind
+
+
+def _refuse_foreign(folder: Path, names: typing.Sequence[str]) -> None:
+    "Raises `CfvaeError` where files of these names belong to a run, or to somebody else."
+    present = [name for name in names if os.path.lexists(folder / name)]
+    try:
+        about = json.loads((folder / "pipeline.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        about = None
+    ours = isinstance(about, dict) and about.keys() >= _FIELDS
+    message = f"{folder} holds {' and '.join(present)}, but no pipeline that may be replaced"
+    check(ours or not present, f"{message}: choose another folder")
+
+
+def _write_parts(stages: TwoStages, folder: Path, dtype: torch.dtype) -> None:
+    "Two folders of safetensors with their configs."
+    way_out = "train it again" if dtype == torch.float32 else "save it in torch.float32"
+    for name, model in zip(_PARTS, (stages.autoencoder, stages.vae), strict=True):
+        saved = copy.deepcopy(model).cpu().to(dtype)
+        check_finite(saved, f"the {name} in {dtype}", way_out)
+        saved.save_pretrained(folder / name)
         # an empty card that the mixin adds; the pipeline has one card, not three
         (folder / name / "README.md").unlink(missing_ok=True)
 
-    if card is not None:
-        write_synced(folder / "README.md", card.encode())
+
+def _replace_parts(folder: Path, aside: Path) -> None:
+    "Put both models in place. Meanwhile there is no pipeline: stages of two must not be taken for one."
+    (folder / "pipeline.json").unlink(missing_ok=True)
+    for part in _PARTS:
+        (folder / part).mkdir(exist_ok=True)
+        for name in _PART_FILES:
+            (folder / part / name).unlink(missing_ok=True)
+        for path in (aside / part).iterdir():
+            os.replace(path, folder / part / path.name)
+
+
+def _write_about(stages: TwoStages, folder: Path) -> None:
     about = {
         "format": _FORMAT,
         "classes": stages.classes,
@@ -440,7 +495,7 @@ class LatentVAEPipeline(TwoStages):
             for start in range(0, n, batch_size):
                 stop = min(start + batch_size, n)
                 batch_labels = None if labels is None else labels[start:stop]
-                batch_eps = None if eps is None else [layer[start:stop] for layer in eps]
+                batch_eps = None if eps is None else [layer[start:stop].to(self.device) for layer in eps]
                 z = self.vae.sample(stop - start, batch_labels, guidance, temperature, batch_eps, generator)
                 images.append(self.decode(z))
         return PipelineOutput(_as_output(torch.cat(images), output_type))
@@ -481,12 +536,26 @@ class LatentVAEPipeline(TwoStages):
         dtype: torch.dtype = torch.float32,  # torch.float16 halves the files
         card: str | None = None,  # a text for README.md
     ) -> None:
-        "Save everything: two folders of safetensors with their configs, and pipeline.json."
+        """Save everything: two folders of safetensors with their configs, and pipeline.json.
+
+        An earlier pipeline there is replaced, once the new one is written. Raises `CfvaeError` where other
+        files are in its place, for weights that are not finite, and where it cannot be written."""
         folder = check_path(path)
         kinds = (torch.float32, torch.float16, torch.bfloat16)
         check(dtype in kinds, f"dtype is {dtype!r}: use torch.float32, torch.float16 or torch.bfloat16")
+        check(card is None or isinstance(card, str), f"the card is {card!r}: a text is needed")
+        cards = [] if card is None else ["README.md"]
         try:
-            _write_parts(self, folder, dtype, card)
+            folder.mkdir(
+                parents=True, exist_ok=True
+            )  # only then the end of a path such as new/../mine is seen
+            _refuse_foreign(folder, ["pipeline.json", *_PARTS, *cards])
+            with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as aside:
+                _write_parts(self, Path(aside), dtype)
+                _replace_parts(folder, Path(aside))
+            if card is not None:
+                write_synced(folder / "README.md", card.encode())
+            _write_about(self, folder)
         except OSError as error:
             way_out = f"{way_out_of(error)} or choose another folder"
             reason = error.strerror or error

@@ -16,12 +16,20 @@ import dataclasses
 import json
 import types
 import typing
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import torch
 from torch import nn
 
-from .core import CfvaeError, check, check_fields, config_from_dict, config_to_dict
+from cfvae.core import (
+    CfvaeError,
+    check,
+    check_batch,
+    check_fields,
+    check_path,
+    config_from_dict,
+    config_to_dict,
+)
 
 
 # %% ../nbs/02b_pretrained.ipynb #4b97bc39
@@ -44,6 +52,7 @@ def import_diffusers() -> types.ModuleType:
 
 # %% ../nbs/02b_pretrained.ipynb #d9cc38e3
 _KINDS = ("AutoencoderKL", "AutoencoderTiny", "VQModel")  # of diffusers
+_AGAIN = "fetch or save the model again"
 
 
 def _encode(model: typing.Any, x: torch.Tensor) -> torch.Tensor:
@@ -57,6 +66,20 @@ def _encode(model: typing.Any, x: torch.Tensor) -> torch.Tensor:
 
 def _decode(model: typing.Any, z: torch.Tensor) -> torch.Tensor:
     return z if isinstance(model, nn.Identity) else model.decode(z).sample
+
+
+def _code_sizes(kind: str, about: typing.Mapping[str, typing.Any]) -> dict[str, int]:
+    "Channels of the codes, and how many times smaller than the images they are, by the model's own config."
+    if kind not in _KINDS:  # the pixels themselves
+        return {"latent_channels": 3, "factor": 1}
+    colours = [about.get(name, 3) for name in ("in_channels", "out_channels")]
+    wanted = "images have three: take another autoencoder"
+    check(colours == [3, 3], f"config.json says {colours[0]} channels in and {colours[1]} out, but {wanted}")
+    levels = about.get("encoder_block_out_channels" if kind == "AutoencoderTiny" else "block_out_channels")
+    count = len(levels) if isinstance(levels, (list, tuple)) else 0
+    check(count > 0, f"config.json does not list the channels of its levels: {_AGAIN}")
+    channels = about.get("vq_embed_dim") or about.get("latent_channels")
+    return {"latent_channels": channels, "factor": 2 ** (count - 1)}
 
 
 # %% ../nbs/02b_pretrained.ipynb #04eff78f
@@ -109,6 +132,12 @@ class PretrainedAutoencoder(nn.Module):
         kind = type(model).__name__
         known = kind in _KINDS or isinstance(model, nn.Identity)
         check(known, f"{kind} is no autoencoder that is known here: use one of {', '.join(_KINDS)}")
+        noted = {"latent_channels": config.latent_channels, "factor": config.factor}
+        sizes = _code_sizes(kind, getattr(model, "config", {}))
+        check(
+            noted == sizes,
+            f"{config.source}: {noted} in the config, but the {kind} has {sizes}: these are needed",
+        )
         self.model = model.eval().requires_grad_(False)
         self.config = config
 
@@ -128,10 +157,7 @@ class PretrainedAutoencoder(nn.Module):
     ) -> torch.Tensor:
         "The code, (b, latent_channels, size / factor, size / factor), float32, in the encoder's own units."
         size = self.config.size
-        shape = tuple(x.shape)
-        fits = shape[1:] == (3, size, size)
-        check(fits, f"the autoencoder takes images of shape (b, 3, {size}, {size}), not {shape}")
-        return self._in_parts(_encode, x)
+        return self._in_parts(_encode, check_batch(x, (3, size, size), "images", None))
 
     @torch.no_grad()
     def decode(
@@ -141,11 +167,7 @@ class PretrainedAutoencoder(nn.Module):
         """The image, (b, 3, size, size), float32, nominally in [-1, 1].
 
         A `VQModel` first replaces every vector by the nearest one of its codebook."""
-        channels, side, _ = self.config.latent_shape
-        shape = tuple(z.shape)
-        fits = shape[1:] == (channels, side, side)
-        check(fits, f"the code has shape (b, {channels}, {side}, {side}), not {shape}")
-        return self._in_parts(_decode, z)
+        return self._in_parts(_decode, check_batch(z, self.config.latent_shape, "codes", None))
 
     def forward(
         self,
@@ -159,11 +181,11 @@ class PretrainedAutoencoder(nn.Module):
         path: str | Path,  # a folder, made where needed
     ) -> None:
         "Save the model as diffusers does, and first_stage.json beside it."
-        path = Path(path)
+        path = check_path(path)
         path.mkdir(parents=True, exist_ok=True)
         source = self.config.source
-        if Path(source).is_dir():
-            source = Path(source).name  # nobody else has the folder
+        if Path(source).is_dir() or PureWindowsPath(source).anchor:  # it knows either slash, and drives
+            source = PureWindowsPath(source).name  # nobody else has the folder
         if not isinstance(self.model, nn.Identity):
             self.model.register_to_config(_name_or_path=source)  # diffusers noted where it was read from
             self.model.save_pretrained(path)
@@ -178,7 +200,7 @@ class PretrainedAutoencoder(nn.Module):
         path: str | Path,  # a folder that `save_pretrained` wrote
     ) -> "PretrainedAutoencoder":
         "Load what was saved, in float32 on the CPU. Raises `CfvaeError` where there is no such model."
-        about = Path(path) / "first_stage.json"
+        about = check_path(path) / "first_stage.json"
         check(about.is_file(), f"{path} holds no pretrained autoencoder (no first_stage.json)")
         config = _read_saved(about)
         local = config
@@ -188,9 +210,6 @@ class PretrainedAutoencoder(nn.Module):
 
 
 # %% ../nbs/02b_pretrained.ipynb #1a09d54a
-_AGAIN = "fetch or save the model again"
-
-
 def _read_saved(about: Path) -> PretrainedConfig:
     "What first_stage.json says. Raises `CfvaeError` for a damaged one."
     try:
@@ -245,6 +264,8 @@ def describe_pretrained(
     scale: float | None = None,  # of the codes, where it is known
 ) -> PretrainedConfig:
     "The config of a pretrained autoencoder, with sizes from its files. Raises `CfvaeError` if there is none."
+    named = isinstance(source, str) and source.strip() != ""
+    check(named, f"source is {source!r}: give a folder, owner/name on the hub, or pixels")
     if source == "pixels":
         return PretrainedConfig(source, size, shift=0.0, scale=1.0)
 
@@ -255,18 +276,11 @@ def describe_pretrained(
         scale = saved.scale
 
     model_config = _fetch_config(source)
-    tiny = model_config["_class_name"] == "AutoencoderTiny"
-    levels = model_config.get("encoder_block_out_channels" if tiny else "block_out_channels")
-    count = len(levels) if isinstance(levels, (list, tuple)) else 0
-    check(count > 0, f"{source}: config.json does not list the channels of its levels: {_AGAIN}")
-    fields = {
-        "source": source,
-        "size": size,
-        "latent_channels": model_config.get("vq_embed_dim") or model_config.get("latent_channels"),
-        "factor": 2 ** (count - 1),
-        "shift": shift,
-        "scale": scale,
-    }
+    try:
+        sizes = _code_sizes(model_config["_class_name"], model_config)
+    except CfvaeError as error:
+        raise CfvaeError(f"{source}: {error}") from None
+    fields = {"source": source, "size": size, **sizes, "shift": shift, "scale": scale}
     return config_from_dict(PretrainedConfig, fields)
 
 
@@ -277,6 +291,8 @@ def load_pretrained(
     """The autoencoder that a config names, in float32 on the CPU. Only safetensors are read.
 
     Raises `CfvaeError` where it is not there, is not whole, or none is named."""
+    config_given = isinstance(config, PretrainedConfig)
+    check(config_given, f"{config!r} is no PretrainedConfig: describe_pretrained makes one of a source")
     check(
         bool(config.source),
         "which autoencoder? The recipe takes a pretrained one and leaves open which: "

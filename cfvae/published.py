@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from .blocks import Attention, ResidualBlock
-from .core import CfvaeError, check
+from .core import CfvaeError, check, check_path
 from .hvae import HierarchicalVAE, HierarchicalVAEConfig
 from .latents import LatentScaler
 from .pipeline import LatentVAEPipeline
@@ -49,8 +49,26 @@ _CHURCH: dict[str, Any] = {
     "h_prior": False,  # is the prior learned?
 }
 
-
 # %% ../nbs/16_published_models.ipynb #bd41c40f
+_IN_WORDS = {int: "a whole number", bool: "true or false", str: "a text", list: "a list of whole numbers"}
+
+
+def _check_arguments(arguments: Any, like: Mapping[str, Any], what: str) -> None:
+    "Raises `CfvaeError` unless there is a value of the same kind for each of these examples."
+    check(
+        isinstance(arguments, Mapping),
+        f"{what}: the arguments are {arguments!r}: names and values are needed",
+    )
+    for name, example in like.items():
+        check(name in arguments, f"{what}: the arguments lack {name}")
+        value = arguments[name]
+        listed = isinstance(value, (list, tuple))
+        entries = value if listed else [value]
+        kind = int if isinstance(example, list) else type(example)
+        fits = listed == isinstance(example, list) and all(type(entry) is kind for entry in entries)
+        check(fits, f"{what}: {name} is {value!r}: {_IN_WORDS[type(example)]} is needed")
+
+
 def _resolutions(highest: int) -> list[int]:
     "Of the levels, highest first."
     resolutions = [highest]
@@ -66,9 +84,11 @@ def published_config(
     attention: str = "softmax",  # as its formula says; "published" for released weights
 ) -> HierarchicalVAEConfig:
     "The config that these arguments mean here. Raises `CfvaeError` where some are missing or unexpected."
+    _check_arguments(arguments, {}, "the VAE")
     expected = ", ".join(sorted(_CHURCH))
-    wrong = ", ".join(sorted(_CHURCH.keys() ^ set(arguments)))
+    wrong = ", ".join(sorted(_CHURCH.keys() ^ set(map(str, arguments))))
     check(not wrong, f"the config takes the arguments {expected}; missing or unexpected: {wrong}")
+    _check_arguments(arguments, _CHURCH, "the VAE")
 
     def per_level(name: str, factor: int = 1) -> tuple[int, ...]:
         return tuple(factor * value for value in reversed(arguments[name]))
@@ -164,7 +184,7 @@ def read_weights(
     """Names and tensors of a file of weights, on the CPU.
 
     Raises `CfvaeError` for a file that is missing, damaged, or holds anything but tensors, such as code."""
-    path = Path(path)
+    path = check_path(path, "the weights")
     check(path.is_file(), f"there is no file {path}: give a file of weights, .safetensors or .pt")
     try:
         if path.suffix == ".safetensors":
@@ -186,8 +206,17 @@ def read_weights(
 
 
 def _is_state_dict(content: Any) -> bool:
-    values = content.values() if isinstance(content, dict) else []
-    return len(values) > 0 and all(isinstance(value, torch.Tensor) for value in values)
+    entries = content.items() if isinstance(content, Mapping) else []
+    pairs = (isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in entries)
+    return len(entries) > 0 and all(pairs)
+
+
+def _weights_of(weights: Any) -> Mapping[str, torch.Tensor]:
+    "Those that were given, or those of a file."
+    if not isinstance(weights, Mapping):
+        return read_weights(weights)
+    check(_is_state_dict(weights), "the weights are no state dict: names with tensors are needed")
+    return weights
 
 
 # %% ../nbs/16_published_models.ipynb #36df8b16
@@ -197,7 +226,7 @@ def read_header(
     """What a safetensors file says of itself beside its tensors; nothing for other files.
 
     Raises `CfvaeError` for a damaged one."""
-    path = Path(path)
+    path = check_path(path, "the weights")
     if path.suffix != ".safetensors" or not path.is_file():
         return {}
     try:
@@ -266,6 +295,16 @@ def published_names(
 
 
 # %% ../nbs/16_published_models.ipynb #399f1aad
+def _problems(name: str, tensor: torch.Tensor, expected_shape: tuple[int, ...]) -> list[str]:
+    "What keeps a tensor from being a model's."
+    shape = tuple(tensor.shape)
+    if shape != expected_shape:
+        return [f"{name} has shape {shape}, the config asks for {expected_shape}"]
+    if not tensor.is_floating_point():
+        return [f"{name} is of the type {str(tensor.dtype).removeprefix('torch.')}, the model has floats"]
+    return [] if bool(tensor.float().isfinite().all()) else [f"{name} has numbers that are not finite"]
+
+
 def _fill(
     model: nn.Module,  # changed in place, if all is well
     names: Mapping[str, str],  # of every parameter -> its name among the weights
@@ -281,9 +320,8 @@ def _fill(
     problems = [f"missing: {name}" for name in expected_shapes if name not in weights]
     problems += [f"unexpected: {name}" for name in weights if name not in expected_shapes]
     for name, expected_shape in expected_shapes.items():
-        if name in weights and weights[name].shape != expected_shape:
-            shape = tuple(weights[name].shape)
-            problems.append(f"{name} has shape {shape}, the config asks for {expected_shape}")
+        if name in weights:
+            problems += _problems(name, weights[name], expected_shape)
     if len(problems) > 8:
         problems[8:] = [f"... and {len(problems) - 8} more"]
     check(not problems, "\n".join([f"{what}: the weights do not fit the config.", *problems]))
@@ -296,11 +334,11 @@ def _fill(
 # %% ../nbs/16_published_models.ipynb #2b4ec2ca
 def _look_up(config: str | Mapping[str, Any], known: Mapping[str, Any], what: str) -> Mapping[str, Any]:
     "Constructor arguments, or those that go by this name."
-    if not isinstance(config, str):
+    if isinstance(config, Mapping):
         return config
     names = ", ".join(known)
     message = f"there is no {what} '{config}': use one of {names}, or give the constructor arguments"
-    check(config in known, message)
+    check(isinstance(config, str) and config in known, message)
     return known[config]
 
 
@@ -313,12 +351,12 @@ def load_published(
 
     Raises `CfvaeError` where weights and config do not agree, and lists what does not."""
     arguments = _look_up(config, PUBLISHED, "published model")
-    if not isinstance(weights, Mapping):
-        weights = read_weights(weights)
-    vae_weights = {}
-    for name, tensor in weights.items():
-        if not name.startswith("dae."):  # the first stage
-            vae_weights[name.removeprefix("vae.")] = tensor
+    vae_weights: dict[str, torch.Tensor] = {}
+    for full_name, tensor in _weights_of(weights).items():
+        if not full_name.startswith("dae."):  # the first stage
+            name = full_name.removeprefix("vae.")
+            check(name not in vae_weights, f"the weights hold {name} twice, with vae. before it and without")
+            vae_weights[name] = tensor
 
     model = HierarchicalVAE(published_config(arguments, attention))
     _fill(model, published_names(model), vae_weights, "the VAE")
@@ -388,6 +426,12 @@ def _stage_names(model: nn.Module, levels: int) -> dict[str, str]:
 # %% ../nbs/16_published_models.ipynb #72ef188c
 def _build_first_stage(config: Mapping[str, Any]) -> nn.Module:
     "The network of diffusers that these arguments of latent diffusion mean."
+    quantised = isinstance(config, Mapping) and str(config.get("class")).startswith("VQ")
+    example = _VQ_F4 if quantised else _KL_F8
+    unused = ("double_z", "dropout")
+    sizes_like = {name: value for name, value in example["ddconfig"].items() if name not in unused}
+    _check_arguments(config, {name: value for name, value in example.items() if name != "ddconfig"}, "dae")
+    _check_arguments(config.get("ddconfig"), sizes_like, "dae.ddconfig")
     sizes = config["ddconfig"]
     embed_dim = config["embed_dim"]
     channels = sizes["z_channels"]
@@ -410,7 +454,7 @@ def _build_first_stage(config: Mapping[str, Any]) -> nn.Module:
         "sample_size": sizes["resolution"],
     }
     diffusers = import_diffusers()
-    if config["class"].startswith("VQ"):
+    if quantised:
         return diffusers.VQModel(**arguments, vq_embed_dim=embed_dim, num_vq_embeddings=config["n_embed"])
     return diffusers.AutoencoderKL(**arguments)
 
@@ -456,9 +500,7 @@ def load_published_pipeline(
     config = _look_up(config, RELEASED, "released pipeline")
     missing = [key for key in ("dae", "vae", "shift", "scale") if key not in config]
     check(not missing, f"the config of a pipeline lacks {', '.join(missing)}")
-    if not isinstance(weights, Mapping):
-        weights = read_weights(weights)
-
+    weights = _weights_of(weights)
     vae = load_published(weights, config["vae"], attention)
     autoencoder = _load_first_stage(weights, config)
     scaler = LatentScaler(config["shift"], config["scale"])

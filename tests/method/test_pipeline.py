@@ -1,6 +1,8 @@
 "Tests of cfvae.pipeline: any number of images, shared noise, and a folder that gives back every bit."
 
+import errno
 import json
+import os
 import shutil
 import unicodedata
 
@@ -244,10 +246,11 @@ def test_a_class_is_found_however_its_accents_are_coded():
         pipe.class_indices(["x"])
 
 
+@pytest.mark.parametrize("kind", ["pil", "np", "pt"])
 @pytest.mark.parametrize("far", [{"temperature": 1e25}, {"guidance": Guidance(1e30)}])
-def test_draws_that_are_no_pictures_are_told_of(pipe, far):
+def test_draws_that_are_no_pictures_are_told_of(pipe, far, kind):
     with pytest.warns(UserWarning, match="not finite.*guidance"):
-        pipe([0, 1], generator=make_generator(0), **far)
+        pipe([0, 1], generator=make_generator(0), output_type=kind, **far)
 
 
 def test_save_and_load(pipe, tmp_path):
@@ -277,6 +280,88 @@ def test_the_files_of_a_pipeline(pipe, tmp_path):
     about = json.loads((tmp_path / "pipeline.json").read_text())
     assert list(about) == ["format", "classes", "shift", "scale", "clip"]
     assert about["format"] == 1 and about["classes"] == list(CLASSES)
+
+
+def files_of(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("mine", ["vae/config.json", "autoencoder/README.md", "pipeline.json", "README.md"])
+def test_what_is_no_pipeline_is_kept(pipe, tmp_path, mine):
+    "A run has folders of the same names, and others have their own."
+    path = tmp_path / "there" / mine
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    for folder in (tmp_path / "there", tmp_path / "new" / ".." / "there"):
+        with pytest.raises(CfvaeError, match=f"there holds {mine.split('/')[0]}, but no pipeline"):
+            pipe.save_pretrained(folder, card="a card")
+    assert files_of(tmp_path / "there") == {mine: b"mine"}
+
+
+def on_pixels() -> LatentVAEPipeline:
+    "With no first stage."
+    seed_everything(0)
+    stage = load_pretrained(describe_pretrained("pixels", 4))
+    vae = HierarchicalVAE(HierarchicalVAEConfig(**(SIZES | {"data_channels": 3})))
+    return LatentVAEPipeline(stage, vae, LatentScaler(0.0, 1.0))
+
+
+def test_a_pipeline_takes_the_place_of_one_of_another_kind(pipe, tmp_path):
+    other = on_pixels()
+    for number, saved in enumerate((pipe, other, pipe)):
+        saved.save_pretrained(tmp_path / "one")
+        (tmp_path / "one" / "vae" / "notes.txt").write_text("mine")
+        saved.save_pretrained(tmp_path / str(number))
+        expected = files_of(tmp_path / str(number)) | {"vae/notes.txt": b"mine"}
+        assert files_of(tmp_path / "one") == expected
+        assert type(LatentVAEPipeline.from_pretrained(tmp_path / "one").autoencoder) is type(
+            saved.autoencoder
+        )
+
+
+def test_a_pipeline_is_never_one_half_of_an_earlier_one(pipe, tmp_path, monkeypatch):
+    pipe.save_pretrained(tmp_path)
+    before = files_of(tmp_path)
+
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HierarchicalVAE, "save_pretrained", fail)
+        with pytest.raises(CfvaeError, match="No space left on device.*free some space"):
+            build(seed=1).save_pretrained(tmp_path)
+    assert files_of(tmp_path) == before
+
+    moved = []
+    original = os.replace
+
+    def stop(source, target):  # Ctrl-C after one of the four files was moved
+        if moved:
+            raise KeyboardInterrupt
+        moved.append(target)
+        original(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.os, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build(seed=1).save_pretrained(tmp_path)
+    with pytest.raises(CfvaeError, match="holds no pipeline"):
+        LatentVAEPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "value, dtype, way_out",
+    [(torch.nan, torch.float32, "train it again"), (1e6, torch.float16, "save it in torch.float32")],
+)
+def test_what_could_not_be_loaded_is_not_saved(tmp_path, value, dtype, way_out):
+    broken = build()
+    with torch.no_grad():
+        broken.vae.embedding.weight[0, 0] = value
+    with pytest.raises(
+        CfvaeError, match=rf"the vae in {dtype}: .*not finite \(embedding.weight\): {way_out}"
+    ):
+        broken.save_pretrained(tmp_path, dtype)
+    assert not list(tmp_path.iterdir())
 
 
 def weight_bytes(folder) -> int:
@@ -468,6 +553,9 @@ def test_wrong_labels_and_names(pipe):
     assert pipe.class_indices(["<owl> & co", "cat"]) == [2, 0]
     with pytest.raises(CfvaeError, match="no class 'owl'.*cat, dog"):
         pipe.class_indices(["owl"])
+    for names in ("cat", 5, None):
+        with pytest.raises(CfvaeError, match=f"names is {names!r}: a list of class names is needed"):
+            pipe.class_indices(names)
     for labels in ([4], [-1]):
         with pytest.raises(CfvaeError, match="labels must be 0 to 2"):
             pipe(labels)
@@ -480,6 +568,10 @@ def test_parts_must_fit(pipe):
     larger = Autoencoder(AutoencoderConfig(size=32, widths=(8, 8), groups=4))
     with pytest.raises(CfvaeError, match=r"\(4, 8, 8\), but the VAE models \(4, 4, 4\)"):
         LatentVAEPipeline(larger, pipe.vae, pipe.scaler, CLASSES)
+    parts = (pipe.autoencoder, pipe.vae, pipe.scaler)
+    for wrong in ((None, *parts[1:]), (parts[1], parts[0], parts[2]), (*parts[:2], 1.0), "abc"):
+        with pytest.raises(CfvaeError, match="in this order, not a (NoneType|HierarchicalVAE|float|str)$"):
+            LatentVAEPipeline(*wrong, CLASSES)
 
 
 def test_names_and_scaler_must_fit(pipe):
@@ -497,10 +589,7 @@ def test_unwritable_folder(pipe, tmp_path):
 
 
 def test_pixels_as_first_stage(tmp_path):
-    seed_everything(0)
-    stage = load_pretrained(describe_pretrained("pixels", 4))
-    vae = HierarchicalVAE(HierarchicalVAEConfig(**(SIZES | {"data_channels": 3})))
-    pixels = LatentVAEPipeline(stage, vae, LatentScaler(0.0, 1.0))
+    pixels = on_pixels()
     images = torch.rand(2, 3, 4, 4) * 2 - 1
     assert torch.equal(pixels.reconstruct(images, depth=0), images)
     pixels.save_pretrained(tmp_path)
@@ -640,6 +729,9 @@ def test_a_folder_and_a_type_to_save_as(pipe, tmp_path, monkeypatch):
             pipe.save_pretrained(path)
         with pytest.raises(CfvaeError, match=f"the model is {path!r}: give its path"):
             LatentVAEPipeline.from_pretrained(path)
+    for card in (5, b"a card"):
+        with pytest.raises(CfvaeError, match="the card is .*: a text is needed"):
+            pipe.save_pretrained("model", card=card)
     assert not list(tmp_path.iterdir())
 
 
@@ -647,7 +739,12 @@ def test_a_folder_and_a_type_to_save_as(pipe, tmp_path, monkeypatch):
 def test_on_a_gpu():
     pipe = build()
     on_cpu = draw(pipe, [0, 1, 2], guidance=Guidance(1, 1), generator=make_generator(0))
+    noise = pipe.vae.noise(1)
+    drawn, codes = draw(pipe, [0], eps=noise), pipe.encode(PICTURES)
+    decoded = pipe.decode(codes)
     pipe.to("cuda")
+    assert torch.allclose(draw(pipe, [0], eps=noise).cpu(), drawn, atol=1e-3)  # noise that lies elsewhere
+    assert torch.allclose(pipe.decode(codes).cpu(), decoded, atol=1e-3)
     on_gpu = draw(pipe, [0, 1, 2], guidance=Guidance(1, 1), generator=make_generator(0))
     assert pipe.device.type == "cuda"
     assert torch.allclose(on_gpu.cpu(), on_cpu, atol=1e-3)

@@ -153,13 +153,62 @@ def test_bad_configs(fields, message):
 
 
 def test_shapes_are_checked(saved):
-    stage = load_pretrained(describe_pretrained(str(saved[0] / "AutoencoderKL"), 16))
-    with pytest.raises(CfvaeError, match=r"\(b, 3, 16, 16\)"):
-        stage.encode(images(size=8))
-    with pytest.raises(CfvaeError, match=r"\(b, 4, 8, 8\)"):
-        stage.decode(torch.zeros(1, 3, 8, 8))
+    for source, code in ((str(saved[0] / "AutoencoderKL"), (4, 8, 8)), ("pixels", (3, 16, 16))):
+        stage = load_pretrained(describe_pretrained(source, 16))
+        for x in (images(size=8), images()[:0], images().byte(), images().numpy(), images().tolist(), None):
+            with pytest.raises(CfvaeError, match=r"images: .*\(n, 3, 16, 16\), is needed, not"):
+                stage.encode(x)
+        for z in (torch.zeros(1, *code)[:, :2], torch.zeros(1, *code).long(), None):
+            with pytest.raises(CfvaeError, match="codes: .*is needed, not"):
+                stage.decode(z)
+        assert torch.allclose(stage.encode(images().double()), stage.encode(images()))
     with pytest.raises(CfvaeError, match="Linear is no autoencoder"):
         PretrainedAutoencoder(nn.Linear(1, 1), PretrainedConfig())
+
+
+@pytest.mark.parametrize("fields", [{"factor": 4}, {"latent_channels": 3}])
+def test_a_config_that_is_another_models_is_refused(saved, tmp_path, fields):
+    "A recipe may say anything; codes of other sizes would be decoded to pictures of another size."
+    stage = load_pretrained(describe_pretrained(str(saved[0] / "AutoencoderKL"), 16))
+    told = r"AutoencoderKL has \{'latent_channels': 4, 'factor': 2\}: these are needed"
+    with pytest.raises(CfvaeError, match=told):
+        load_pretrained(dataclasses.replace(stage.config, **fields))
+    stage.save_pretrained(tmp_path)
+    note = tmp_path / "first_stage.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | fields))
+    with pytest.raises(CfvaeError, match=told):
+        PretrainedAutoencoder.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("channels", ["in_channels", "out_channels"])
+def test_a_model_of_grey_images_is_refused(tmp_path, channels):
+    import_diffusers().AutoencoderKL(**BLOCKS, **{channels: 1}).save_pretrained(tmp_path)
+    with pytest.raises(CfvaeError, match="channels in and .* out, but images have three: take another"):
+        describe_pretrained(str(tmp_path), 16)
+
+
+def test_sources_and_places_that_are_none(saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stage = load_pretrained(describe_pretrained("pixels", 16))
+    for value in ("", " ", None, 5):
+        with pytest.raises(CfvaeError, match=f"source is {value!r}: give a folder"):
+            describe_pretrained(value, 16)
+        for use in (stage.save_pretrained, PretrainedAutoencoder.from_pretrained):
+            with pytest.raises(CfvaeError, match=f"the folder is {value!r}: give its path"):
+                use(value)
+    with pytest.raises(CfvaeError, match="'pixels' is no PretrainedConfig: describe_pretrained makes one"):
+        load_pretrained("pixels")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_gone_is_not_told_either(saved, tmp_path):
+    shutil.copytree(saved[0] / "AutoencoderKL", tmp_path / "mine")
+    stage = load_pretrained(describe_pretrained(str(tmp_path / "mine"), 16))
+    shutil.rmtree(tmp_path / "mine")
+    stage.save_pretrained(tmp_path / "saved")
+    for name in ("first_stage.json", "config.json"):
+        text = (tmp_path / "saved" / name).read_text()
+        assert str(tmp_path) not in text and '"mine"' in text
 
 
 def test_sources_that_are_not_there(saved, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -260,12 +261,16 @@ def test_what_does_not_fit_is_listed():
     missing = {name: tensor for name, tensor in weights.items() if name != "initial_x"}
     unexpected = weights | {"extra": torch.zeros(1)}
     misshapen = weights | {"initial_x": torch.zeros(1, 16, 2, 2)}
+    start = weights["initial_x"]
     shapes = r"initial_x has shape \(1, 16, 2, 2\), the config asks for \(1, 16, 1, 1\)"
     for spoiled, message in (
         (missing, "missing: initial_x"),
         (unexpected, "unexpected: extra"),
         (misshapen, shapes),
-        ({}, "and [0-9]+ more"),
+        (weights | {"initial_x": start + torch.nan}, "initial_x has numbers that are not finite"),
+        (weights | {"initial_x": start.to(torch.int8)}, "initial_x is of the type int8"),
+        (weights | {"vae.initial_x": start}, "hold initial_x twice, with vae. before it and without"),
+        (dict(list(weights.items())[:1]), "and [0-9]+ more"),
     ):
         with pytest.raises(CfvaeError, match=message):
             load_published(spoiled, SMALL)
@@ -276,6 +281,15 @@ def test_configs_that_are_wrong():
         published_config({k: v for k, v in SMALL.items() if k != "zdim"})
     with pytest.raises(CfvaeError, match="banana"):
         published_config(SMALL | {"banana": 1})
+    for changed in ({"nlayers": 5}, {"c": "8"}, {"c": 8.5}, {"c_mult": [1, None, 1]}, {"h_prior": "false"}):
+        ((name, value),) = changed.items()
+        with pytest.raises(CfvaeError, match=re.escape(f"the VAE: {name} is {value!r}: ")):
+            published_config(SMALL | changed)
+    for config in (None, 5, ["church"]):
+        with pytest.raises(CfvaeError, match="there is no published model.*church"):
+            load_published({}, config)
+        with pytest.raises(CfvaeError, match="names and values are needed"):
+            published_config(config)
     with pytest.raises(CfvaeError, match="no published model 'imagenet'"):
         load_published({}, "imagenet")
     with pytest.raises(CfvaeError, match="no released pipeline 'bedroom_f8'.*bedroom"):
@@ -335,6 +349,13 @@ def test_files_that_hold_no_weights(tmp_path):
             read_weights(tmp_path / name)
     with pytest.raises(CfvaeError, match="no file"):
         read_weights(tmp_path / "absent.pt")
+    for path in (None, 5, ""):
+        for read in (read_weights, read_header, lambda path: load_published(path, SMALL)):
+            with pytest.raises(CfvaeError, match=f"the weights is {path!r}: give its path"):
+                read(path)
+    for weights in ({}, {1: torch.zeros(1)}, {"initial_x": np.zeros(1)}):
+        with pytest.raises(CfvaeError, match="the weights are no state dict"):
+            load_published(weights, SMALL)
     assert read_header(tmp_path / "numbers.pt") == {} == read_header(tmp_path / "absent.safetensors")
 
 
@@ -348,6 +369,22 @@ def test_every_named_defect_has_its_test():
     assert len(named) >= 15
     for file, name in named:
         assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file} has no {name}"
+
+
+@pytest.mark.parametrize(
+    "stage, complaint",
+    [
+        (None, "dae: the arguments are None"),
+        ({}, "dae: the arguments lack class"),
+        (RELEASED["church"]["dae"] | {"embed_dim": "4"}, "dae: embed_dim is '4': a whole number"),
+        (RELEASED["church"]["dae"] | {"ddconfig": {"z_channels": 4}}, "dae.ddconfig: the arguments lack"),
+        (RELEASED["bedroom"]["dae"] | {"n_embed": None}, "dae: n_embed is None"),
+    ],
+)
+def test_first_stages_that_are_wrong(stage, complaint):
+    config = RELEASED["church"] | {"dae": stage, "vae": SMALL}
+    with pytest.raises(CfvaeError, match=complaint):
+        load_published_pipeline(layout(small()), config)
 
 
 def test_released_pipelines_agree_with_the_presets():
