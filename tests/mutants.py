@@ -42,24 +42,19 @@ FOR_ALL = ("method/test_pinned", "method/test_devices")  # of the method
 LEFT_OUT = ("runs/recorded.py",)  # needs a GPU, and the workers are kept from it
 
 LOOKS = {  # arguments by which the same numbers and words look otherwise: in figures, tables and JSON
-    *("alpha", "capsize", "color", "dpi", "figsize", "fontsize", "ha", "labelsize", "layout", "linewidth"),
-    *(
-        "ncols",
-        "rotation",
-        "va",
-        "zorder",
-        "box",
-        "justify",
-        "no_wrap",
-        "overflow",
-        "title_justify",
-        "indent",
-    ),
+    *"alpha capsize color dpi figsize fontsize ha labelsize layout linewidth ncols rotation va".split(),
+    *"zorder box justify no_wrap overflow title_justify indent".split(),
 }
 ALL_LOOKS = {"Console", "set_style", "set_ylim", "tick_params"}  # calls and functions for nothing else
 
 TESTS = {  # the tests of modules that have none of their own name, or more; a folder's, for all that is in it
     "cli/__init__": ["cli/test_main", "cli/test_output", "cli/test_errors"],
+    "cli/benching": ["cli/test_tables", "cli/test_benching"],
+    "cli/comparing": ["cli/test_tables", "cli/test_comparing"],
+    "cli/evaluating": ["cli/test_tables", "cli/test_evaluating"],
+    "cli/looking": ["cli/test_tables", "cli/test_looking"],
+    "files/cache": ["files/test_cache", "method/test_edges"],
+    "files/codes": ["files/test_one_channel", "files/test_codes"],
     "cli/commands": ["cli/test_main", "cli/test_train_command", "cli/test_drawing"],
     "cli/describing": ["cli/test_looking", "cli/test_converting"],
     "cli/options": ["cli/test_main", "cli/test_train_command", "cli/test_drawing"],
@@ -280,7 +275,8 @@ def tests_of(mutant: Mutant) -> list[str]:
     usual = [f"{room}/test_{name}"] if room else [f"method/test_{name}", *FOR_ALL]
     own = [f"tests/{test}.py" for test in TESTS.get(mutant.module, TESTS.get(room, usual))]
     dotted = re.escape("cfvae." + mutant.module.replace("/", "."))
-    imported = re.compile(rf"{dotted}\b|from cfvae(\.{room})? import .*\b{name}\b")
+    above = re.escape(f"cfvae.{room}".replace("/", ".").rstrip("."))
+    imported = re.compile(rf"{dotted}\b|from {above} import .*\b{name}\b")
     mentioned = re.compile(rf"\b{re.escape(mutant.owner)}\b")
     others = []
     for path in sorted((ROOT / "tests").glob("[mfrc]*/test_*.py")):

@@ -29,6 +29,9 @@ def test_text_is_utf8_whatever_the_machine_uses():
     found = [(place, call) for place, name, call in calls() if name in TEXT]
     assert len(found) > 10
     assert [place for place, call in found if option(call, "encoding") not in UTF8] == []
+    appended = [place for place, name, call in calls() if name == "open" and "'a'" in map(ast.unparse, call.args)
+                and option(call, "encoding") not in UTF8]  # fmt: skip
+    assert appended == []
 
 
 def test_pickles_are_read_as_plain_tensors():
@@ -45,3 +48,15 @@ def test_folders_are_made_with_those_above_them_and_may_be_there_already():
     assert len(found) > 15
     assert {parents for _, parents, _ in found} == {"True"}
     assert [place.partition(":")[0] for place, _, there in found if there != "True"] == ["files/store.py"]
+
+
+def test_what_another_process_may_remove_is_removed_if_it_is_there():
+    "But for the shares of this very encoding."
+    found = [(place, option(call, "ignore_errors")) for place, name, call in calls() if name == "rmtree"]
+    assert len(found) > 5
+    assert [place.partition(":")[0] for place, ignored in found if ignored != "True"] == ["files/codes.py"]
+
+
+def test_json_that_others_read_has_no_word_for_nan():
+    asked = [option(call, "allow_nan") for place, name, call in calls() if name == "dumps"]
+    assert set(asked) == {None, "False"} and asked.count("False") > 1
