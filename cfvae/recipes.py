@@ -10,6 +10,7 @@ __all__ = [
     "recipe_from_dict",
     "with_pretrained",
     "change",
+    "owners_of",
     "check_models",
 ]
 
@@ -56,6 +57,10 @@ class Recipe:
         clash = f"the autoencoder's code is {code_shape}, but the VAE models {data_shape}"
         check(code_shape == data_shape, f"{clash}: {self._way_to_fit()}")
         check(self.held_out >= 1, f"held_out is {self.held_out}: the pictures need at least one image")
+        mirrors = self.objective.flip and not self._on_pixels
+        check(
+            not mirrors, "objective.flip mirrors codes, which spoils them: use flip, which mirrors the images"
+        )
         self._check_discriminator()
         self._check_depth()
         self._check_schedule()
@@ -101,6 +106,10 @@ class Recipe:
         return isinstance(self.autoencoder, PretrainedConfig)
 
     @property
+    def _on_pixels(self) -> bool:
+        return isinstance(self.autoencoder, PretrainedConfig) and self.autoencoder.source == "pixels"
+
+    @property
     def guidable(self) -> bool:
         "Whether samples can be guided: that takes classes, a learned prior, and labels dropped in training."
         return self.conditional and self.vae.learned_prior and self.objective.label_drop > 0
@@ -128,20 +137,52 @@ def recipe_from_dict(
         values["autoencoder_loss"] = {RENAMED_FIELDS.get(name, name): loss[name] for name in loss}
     autoencoder = fields.get("autoencoder")
     if isinstance(autoencoder, dict):
-        kind = PretrainedConfig if "source" in autoencoder else AutoencoderConfig
+        kind = PretrainedConfig if _is_borrowed(fields) else AutoencoderConfig
         values["autoencoder"] = config_from_dict(kind, autoencoder)
     return config_from_dict(Recipe, values)
+
+
+def _is_borrowed(fields: dict[str, typing.Any]) -> bool:
+    "Whether a recipe's plain values have a first stage that is taken as it is."
+    return "source" in fields["autoencoder"]
 
 
 # %% ../nbs/14_recipes.ipynb #0566cc06
 def with_pretrained(
     recipe: Recipe,  # the start
     source: str,  # a folder, owner/name or owner/name/subfolder on the Hugging Face hub, or "pixels"
+    settings: dict[str, typing.Any] | None = None,  # further changes, as `change` has them, made at once
 ) -> Recipe:
     """A recipe whose first stage is a pretrained autoencoder (02b).
 
-    Raises `CfvaeError` where it is not there, or its code is not what the VAE models."""
-    return dataclasses.replace(recipe, autoencoder=describe_pretrained(source, recipe.autoencoder.size))
+    Raises `CfvaeError` where it is not there, its code is not what the VAE models, or a setting is of the
+    first stage that it replaces, or contradicts it."""
+    settings = settings or {}
+    own = config_to_dict(recipe)
+    borrowed = config_to_dict(describe_pretrained(source, recipe.autoencoder.size))
+    either = own | {"autoencoder": own["autoencoder"] | borrowed}
+    for key, value in settings.items():
+        if owners_of(either, key) == ["autoencoder"]:
+            _check_borrowed(own["autoencoder"], borrowed, key, value)
+    return _with_settings(own | {"autoencoder": borrowed}, settings)
+
+
+def _check_borrowed(
+    own: dict[str, typing.Any],  # the first stage that is replaced
+    borrowed: dict[str, typing.Any],  # the one that takes its place
+    key: str,
+    value: typing.Any,
+) -> None:
+    "Raises `CfvaeError` for a setting that the replaced stage alone has, and for one that denies what is so."
+    field = key.rpartition(".")[2]
+    source = borrowed["source"]
+    replaced = field in own and field not in borrowed
+    check(not replaced, f"{key!r} is a setting of the first stage that {source} replaces: leave it out")
+    if field in ("source", "latent_channels", "factor"):
+        is_so = _parse_like(borrowed[field], value, key) == borrowed[field]
+        check(
+            is_so, f"{key}={value}, but that of the first stage {source} is {borrowed[field]}: leave it out"
+        )
 
 
 # %% ../nbs/14_recipes.ipynb #1cf31507
@@ -153,16 +194,31 @@ def change(
 
     Raises `CfvaeError` for a field that does not exist or is not clear,
     and for a value that does not fit it."""
-    fields = config_to_dict(recipe)
-    for key, value in settings.items():
-        part, _, _ = key.rpartition(".")
-        for owner in [part] if part else _owners(fields, key):
-            _set_field(recipe, fields, owner, key, value)
+    return _with_settings(config_to_dict(recipe), settings)
+
+
+def _with_settings(fields: dict[str, typing.Any], settings: dict[str, typing.Any]) -> Recipe:
+    "A recipe of plain values, some of them changed."
+    names = all(isinstance(key, str) for key in settings)
+    check(names, "settings are names and values, as in {'batch_size': 16}")
+    for key in sorted(settings, key=lambda key: "." in key):  # of one stage after those of both
+        owners = owners_of(fields, key)
+        untrained = _is_borrowed(fields) and set(owners) <= {"autoencoder_loss", "autoencoder_training"}
+        check(not untrained, f"{key!r}: the first stage is borrowed and is not trained here: leave it out")
+        for owner in owners:
+            _set_field(fields, owner, key, settings[key])
     return recipe_from_dict(fields)
 
 
-def _owners(fields: dict[str, typing.Any], key: str) -> list[str]:
-    "Whose field a bare name means: the recipe's own (\"\"), both trainings', or the only part's that has it."
+def owners_of(
+    fields: dict[str, typing.Any],  # of a recipe, as `config_to_dict` made them
+    key: str,  # with or without the part
+) -> list[str]:
+    """Whose field is meant: that of the part before the dot; of a bare name the recipe's own (\"\"), both
+    trainings', or the only part's that has it."""
+    part, dot, _ = key.rpartition(".")
+    if dot:
+        return [part]
     if key in fields:
         return [""]
     owners = [part for part in _PARTS if key in fields[part]]
@@ -192,7 +248,6 @@ def _similar_fields(fields: dict[str, typing.Any], key: str) -> str:
 
 # %% ../nbs/14_recipes.ipynb #d863d7e3
 def _set_field(
-    recipe: Recipe,
     fields: dict[str, typing.Any],  # the recipe's plain values, changed in place
     owner: str,  # the part that has the field; "": the recipe itself
     key: str,  # as it was given, with or without the part
@@ -204,8 +259,9 @@ def _set_field(
     field = key.rpartition(".")[2]
     target = fields[owner] if owner else fields
     if field not in target:
-        config = getattr(recipe, owner) if owner else recipe
-        config_from_dict(type(config), {field: value})  # raises, naming fields that sound alike
+        kind = _PARTS[owner] if owner else Recipe
+        kind = PretrainedConfig if owner == "autoencoder" and _is_borrowed(fields) else kind
+        config_from_dict(kind, {field: value})  # raises, naming fields that sound alike
     if isinstance(target[field], dict):
         example = next(iter(target[field]))
         raise CfvaeError(f"'{key}' is a whole part of the recipe: set its fields, such as {key}.{example}")

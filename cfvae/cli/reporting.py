@@ -5,9 +5,10 @@ from pathlib import Path
 
 import torch
 
-from ..core import get_device
+from ..core import check, get_device
 from ..recipes import Recipe
-from ..runs.output import say
+from ..runs.folder import load_recipe
+from ..runs.output import as_argument, say
 from ..runs.report import write_report
 from ..runs.threads import kept_threads
 from .describing import newest_step
@@ -28,8 +29,11 @@ def demo(
     out: Path,  # the run folder; where a demo was interrupted, it goes on
 ) -> None:
     "Train the preset shapes-demo, with more steps, unless that is done, and write its report."
-    folder = shlex.quote(str(out))
-    recipe = choose_recipe("shapes-demo", out, resume=True, changes={"vae_training.steps": STEPS})
+    folder = shlex.quote(as_argument(out))
+    recipe = choose_recipe("shapes-demo", out, resume=False, changes={"vae_training.steps": STEPS})
+    if (out / "recipe.json").exists():
+        steps = load_recipe(out).vae_training.steps
+        check(steps == STEPS, f"{out} is a run of {steps} steps, not the demo: choose another --out")
     all_steps = newest_step(out / "vae") == recipe.vae_training.steps
     if all_steps and (out / "pipeline" / "pipeline.json").exists():
         print(f"the demo in {out} is complete: only its report is written again")

@@ -19,7 +19,7 @@ from ..recipes import Recipe, change, with_pretrained
 from ..runs.callbacks import ProgressBar, StopOnSignal, stop_signals
 from ..runs.folder import load_recipe
 from ..runs.free import refuse_foreign
-from ..runs.output import say
+from ..runs.output import as_argument, say
 from ..runs.presets import preset
 from ..runs.saved import save_whole
 from ..runs.train import train as train_run
@@ -60,8 +60,9 @@ def choose_recipe(
     else:
         raise CfvaeError("which recipe? Give --preset NAME; `cfvae presets` lists them")
 
-    recipe = change(recipe, changes)
-    return recipe if autoencoder is None else with_pretrained(recipe, autoencoder)
+    if autoencoder is None:
+        return change(recipe, changes)
+    return with_pretrained(recipe, autoencoder, changes)  # at once: what is changed has to fit it
 
 
 def train(
@@ -72,7 +73,7 @@ def train(
     max_minutes: float | None,  # stop after so long
 ) -> None:
     "Train, and say where the model is and what to do next."
-    folder = shlex.quote(str(out))
+    folder = shlex.quote(as_argument(out))
     resume_command = f"cfvae train --out {folder} --resume"
     train_or_exit(recipe, out, resume_command, stage, resume, max_minutes)
     if not PartialState().is_main_process:

@@ -8,10 +8,10 @@ from typing import Any
 
 import typer
 
-from ..core import check
-from ..recipes import change
+from ..core import check, config_to_dict
+from ..recipes import change, owners_of
 from ..runs.callbacks import StopOnSignal
-from ..runs.output import say
+from ..runs.output import as_argument, say
 from ..runs.presets import preset
 from ..runs.tune import LOSS, TRAINING, Tuning, tune as tune_decoder
 from .describing import newest_step
@@ -28,7 +28,8 @@ def choose(
     "What is to be tuned. Its fields are those of a recipe's stage one, and are set by the same names."
     base = dataclasses.replace(preset("shapes-demo"), autoencoder_training=TRAINING, autoencoder_loss=LOSS)
     changed = change(base, changes)
-    others = [key for key in changes if "." in key and key.split(".")[0] not in PARTS]
+    fields = config_to_dict(base)
+    others = [key for key in changes if not set(owners_of(fields, key)) & set(PARTS)]
     check(not others, f"{', '.join(others)}: only fields of {' and '.join(PARTS)} can be set here")
     return Tuning(model, data, flip, changed.autoencoder_loss, changed.autoencoder_training)
 
@@ -42,7 +43,7 @@ def tune(
     "Tune, and say where the model is and what to do next."
     signals = StopOnSignal()
     finished = tune_decoder(tuning, out, resume, max_minutes, signals)
-    model = shlex.quote(str(out / "pipeline"))
+    model = shlex.quote(as_argument(out / "pipeline"))
     if finished:
         say(f"done: the model is in {model}. Next: cfvae sample {model} --n 16 --out samples.png")
         return

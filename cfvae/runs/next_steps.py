@@ -11,6 +11,7 @@ from ..pretrained import PretrainedConfig
 from ..recipes import Recipe
 from .measure import Measurements
 from .opened import Run
+from .output import as_argument
 from .presets import PRESETS
 from .public import public_path, public_recipe
 
@@ -57,7 +58,9 @@ def _experiments(run: Run) -> list[tuple[str, str | None]]:
 
 def _sample_command(run: Run) -> str:
     guided = ["--mean-weight", "1", "--var-weight", "1"] if run.recipe.guidable else []
-    return shlex.join(["cfvae", "sample", str(run.folder), "--n", "64", *guided, "--out", "samples.png"])
+    return shlex.join(
+        ["cfvae", "sample", as_argument(run.folder), "--n", "64", *guided, "--out", "samples.png"]
+    )
 
 
 def _variant(run: Run, suffix: str, settings: dict[str, typing.Any]) -> str | None:
@@ -83,16 +86,14 @@ def train_command(
 
 
 def _changed_settings(recipe: Recipe) -> dict[str, typing.Any]:
-    "Where a recipe differs from its preset, but for what --data and --autoencoder tell."
+    "Where a recipe differs from its preset and it counts, but for what --data and --autoencoder tell."
     told = {"data", "vae.num_classes"}  # the number of classes follows from the data
+    now = _flat(recipe)
     if recipe.is_pretrained:
-        told |= {key for key in _flat(recipe) if key.startswith("autoencoder.")}
+        told |= {f"autoencoder.{name}" for name in ("source", "latent_channels", "factor")}
+        told |= {key for key in now if key.startswith(("autoencoder_loss.", "autoencoder_training."))}
     before = _flat(PRESETS[recipe.name]())
-    changed = {}
-    for key, value in _flat(recipe).items():
-        if key not in told and value != before.get(key):
-            changed[key] = value
-    return changed
+    return {key: value for key, value in now.items() if key not in told and value != before.get(key)}
 
 
 def _flat(recipe: Recipe) -> dict[str, typing.Any]:

@@ -2,6 +2,7 @@
 
 import sys
 import typing
+from pathlib import Path
 
 
 class Forgiving:
@@ -52,6 +53,13 @@ class Forgiving:
 
     def __getattr__(self, name: str) -> typing.Any:
         return getattr(self.stream, name)
+
+
+def as_argument(
+    path: str | Path,  # to be typed after a command
+) -> str:
+    "The path in a form that no command takes for an option: before a dash stands ./"
+    return f"./{path}" if str(path).startswith("-") else str(path)
 
 
 def say(

@@ -146,8 +146,7 @@ def test_train_with_an_imported_first_stage(released):
     if not Path("models/a").exists():
         done("import-weights released.pt --config config.json --out models/a")
     vae = "vae.resolutions=1,4,8 vae.widths=8 vae.encoder_widths=8 vae.layers=1 vae.encoder_blocks=1"
-    stage = "autoencoder.size=16 autoencoder.patch=1"
-    settings = f"{vae} {stage} batch_size=8 vae_training.warmup=1".split()
+    settings = f"{vae} autoencoder.size=16 batch_size=8 vae_training.warmup=1".split()
     options = "--steps 2 --precision fp32 --device cpu --data shapes:n=40 "
     options += " ".join(f"--set {setting}" for setting in settings)
 

@@ -63,7 +63,9 @@ def test_a_demo_that_goes_on_keeps_its_number_of_threads(monkeypatch, kept):
     assert trained_with == [kept, kept]
 
 
-@pytest.mark.parametrize("note", ["", "{}", '{"threads": 0}', '{"threads": true}', '{"threads": "two"}'])
+@pytest.mark.parametrize(
+    "note", ["", "{}", '{"threads": 0}', '{"threads": true}', '{"threads": 99999}', '{"threads": "two"}']
+)
 def test_a_damaged_note_of_threads_is_named(note):
     Path("runs/noted").mkdir(parents=True, exist_ok=True)
     Path("runs/noted/threads.json").write_text(note)
@@ -75,6 +77,12 @@ def test_demo_notes_nothing_in_a_folder_that_is_not_its_own():
     Path("mine/letter.txt").write_text("dear")
     refused("demo --out mine", "holds files but no run (letter.txt)")
     assert [path.name for path in Path("mine").iterdir()] == ["letter.txt"]
+
+
+def test_a_run_that_is_not_the_demo_is_not_trained_on(run):
+    before = Path("run/recipe.json").read_bytes()
+    refused("demo --out run", "run is a run of 30 steps, not the demo: choose another --out")
+    assert Path("run/recipe.json").read_bytes() == before
 
 
 def test_demo_trains_its_second_stage_longer_than_the_preset(monkeypatch):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from cfvae import data, evaluation
 from cfvae.checkpoints import load_checkpoint
 from cfvae.cli import training
+from cfvae.core import CfvaeError
 from cfvae.data import Shapes
 from cfvae.runs import train as runs_train
 from cfvae.training import TrainingConfig
@@ -89,6 +90,13 @@ def test_a_run_follows_its_images_to_another_place():
     refused("train --out moved --resume --data folder:there", "begun with other images")
     Path("moved/data.json").unlink()  # then nothing but the name of the place is known
     refused("train --out moved --resume --data shapes:n=60", "data: folder:there there, shapes:n=60 now")
+
+
+def test_what_is_to_be_typed_next_works_for_a_folder_with_a_dash():
+    out = done(f"{TINY} --out=--dash --steps 1")
+    (command,) = [line.partition("Next: cfvae ")[2] for line in out.splitlines() if "Next: " in line]
+    assert command.startswith("sample ./--dash ")
+    done(command)
 
 
 def test_set_goes_before_the_short_options():
@@ -180,3 +188,37 @@ def test_train_features(monkeypatch):
     assert "of 64 held-out images are recognised" in done("train-features --out judge")
     weights = load_file("judge/model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+
+
+FITTING = {"vae.data_channels": "3", "vae.resolutions": "1,16,32"}  # the pixels of the demo's images
+
+
+@pytest.mark.parametrize("more", [{}, {"size": "32"}, {"autoencoder.factor": "1"}, {"batch_size": "8"}])
+def test_a_borrowed_first_stage_and_what_has_to_fit_it_are_set_at_once(more):
+    recipe = training.choose_recipe("shapes-demo", Path("new"), False, FITTING | more, "pixels")
+    assert recipe.is_pretrained and recipe.autoencoder.latent_shape == (3, 32, 32)
+    assert recipe.vae.resolutions == (1, 16, 32)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({}, "change it too, to vae.data_channels=3 and vae.resolutions=1,16,32"),
+        (
+            FITTING | {"autoencoder.patch": "1"},
+            "'autoencoder.patch' is a setting of the first stage that pixels",
+        ),
+        (FITTING | {"blocks": "2"}, "'blocks' is a setting of the first stage that pixels replaces"),
+        (FITTING | {"autoencoder.latent_channels": "6"}, "latent_channels=6, but that of .* pixels is 3"),
+        (FITTING | {"autoencoder.source": "other"}, "autoencoder.source=other, but that of .* is pixels"),
+        (FITTING | {"autoencoder.widht": "6"}, "PretrainedConfig has no field 'widht'"),
+        (
+            FITTING | {"autoencoder_training.steps": "6"},
+            "'autoencoder_training.steps': the first stage is bor",
+        ),
+        (FITTING | {"perceptual_weight": "1"}, "'perceptual_weight': the first stage is borrowed"),
+    ],
+)
+def test_settings_of_the_stage_that_a_borrowed_one_replaces_are_refused_by_name(settings, message):
+    with pytest.raises(CfvaeError, match=message):
+        training.choose_recipe("shapes-demo", Path("new"), False, settings, "pixels")

@@ -23,6 +23,7 @@ def test_tune_a_run_and_draw_from_it(run):
     "settings, needle",
     [
         ("--set vae.layers=2", "vae.layers: only fields of autoencoder_loss and autoencoder_training"),
+        ("--set flip=true --set sigma_q=0.1", "flip, sigma_q: only fields of autoencoder_loss"),
         ("--set autoencoder_training.steps=0", "steps is 0"),
         ("--set disc_start=9", "disc_start is 9, but stage one ends at step 4"),
         ("--data shapes:n=70", "was trained on other images"),

@@ -31,6 +31,8 @@ def test_change_by_name():
     assert shapes.vae.data_channels == 6
     later = change(recipe, {"batch_size": 16, "autoencoder_training.batch_size": 8})
     assert (later.autoencoder_training.batch_size, later.vae_training.batch_size) == (8, 16)
+    earlier = change(recipe, {"autoencoder_training.batch_size": 8, "batch_size": 16})
+    assert earlier == later  # the more exact name decides, whatever comes first
 
 
 def test_change_from_text():
@@ -74,6 +76,8 @@ def test_change_from_text():
         ({"vae.layer": 3}, "HierarchicalVAEConfig has no field 'layer'.*layers"),
         ({"latent_channels": 8}, "autoencoder.latent_channels or vae.latent_channels"),
         ({"vea.layers": 3}, "no part 'vea'"),
+        ({"objective.flip": True}, "objective.flip mirrors codes, which spoils them: use flip"),
+        ({3: 4}, "settings are names and values"),
         ({"vae": 3}, "whole part.*vae.data_channels"),
         ({"held_out": 0}, "held_out is 0"),
         ({"batch_size": "many"}, "batch_size=many"),

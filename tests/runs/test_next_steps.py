@@ -3,10 +3,13 @@
 import dataclasses
 import json
 import shlex
+from pathlib import Path
 
+import pytest
 from tiny_runs import strange_images
 
-from cfvae.recipes import change, recipe_from_dict
+from cfvae.cli import training
+from cfvae.recipes import change, recipe_from_dict, with_pretrained
 from cfvae.runs.measure import measure_run
 from cfvae.runs.next_steps import next_steps, train_command
 from cfvae.runs.opened import open_run
@@ -29,6 +32,23 @@ def test_train_command_makes_the_same_recipe(runs):
     again = change(preset("shapes-demo"), {**settings, "data": recipe.data})
     told_by_data = dataclasses.replace(again.vae, num_classes=recipe.vae.num_classes)
     assert dataclasses.replace(again, vae=told_by_data) == change(recipe, {"vae_training.steps": 8})
+
+
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        ("shapes-demo", {"size": 16, "vae.data_channels": 3, "vae.resolutions": (1, 4, 16), "batch_size": 8}),
+        ("cifar10_pixels", {"vae_training.steps": 7}),
+    ],
+)
+def test_train_command_of_a_borrowed_first_stage_makes_the_same_recipe(name, settings):
+    recipe = with_pretrained(preset(name), "pixels", settings)
+    words = shlex.split(train_command(recipe, "run", {}))
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    again = training.choose_recipe(name, Path("run"), False, given | {"data": recipe.data}, "pixels")
+    untrained = {"autoencoder_training": recipe.autoencoder_training}
+    assert dataclasses.replace(again, **untrained) == recipe
+    assert words[words.index("--autoencoder") + 1] == "pixels"
 
 
 def test_no_command_without_a_preset(runs):
