@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 
 from ..autoencoder import Autoencoder
 from ..checkpoints import intact_checkpoints, list_checkpoints, write_synced
-from ..core import CfvaeError, check, check_path, config_to_dict
+from ..core import CfvaeError, check, check_path, config_to_dict, whole_number
 from ..data import ImageDataset
 from ..pipeline import LatentVAEPipeline, find_model, load_local
 from ..pretrained import PretrainedAutoencoder, PretrainedConfig, load_pretrained
@@ -16,6 +16,7 @@ from .hub import load as load_from_hub
 
 
 STAGES = ("autoencoder", "vae")
+TRAINED = "vae/trained.json"  # what `note_trained` writes
 # what may differ when a run is resumed: how it is computed and watched, and what advice tells to change
 MAY_DIFFER = {
     "device",
@@ -61,6 +62,31 @@ def load_data_note(
     noted = isinstance(note.get("fingerprint"), str)
     check(noted, f"{path} cannot be read (it holds no fingerprint): {way_out}")
     return note
+
+
+def note_trained(
+    out: Path,  # a run folder
+    step: int,  # steps of stage two that its model, just saved, has seen
+) -> None:
+    "The log may go on beyond them, where the run is killed before it saves the model again."
+    _write_json(out / TRAINED, {"step": step})
+
+
+def trained_steps(
+    out: str | Path,  # a run folder
+) -> int | None:
+    """The steps of stage two that the saved model has seen; None where the run did not note them.
+
+    Raises `CfvaeError` for a damaged note."""
+    path = Path(out) / TRAINED
+    if not path.exists():
+        return None
+    way_out = "remove it, and the last step of the log is taken for it"
+    step = read_fields(path, way_out).get("step")
+    try:
+        return whole_number(step, "step", 0)
+    except CfvaeError as error:
+        raise CfvaeError(f"{path} cannot be read ({error}): {way_out}") from None
 
 
 def read_fields(

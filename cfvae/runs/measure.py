@@ -179,13 +179,17 @@ def _stage(run: Run, name: str) -> Stage:
     tenth = max(1, len(log) // 10)
     late = _mean_loss(log[-tenth:])
     before = _mean_loss(log[-2 * tenth : -tenth])
+    comparable = late > 0 and before > 0  # against a discriminator a loss may be anything
+    steps = last.get("step", 0)
+    if name == "vae" and run.trained is not None:
+        steps = run.trained
 
     return Stage(
-        steps=last.get("step", 0),
+        steps=steps,
         of=getattr(run.recipe, f"{name}_training").steps,
         skipped=last.get("skipped", 0),
         examples_per_second=statistics.median(speeds) if speeds else math.nan,
-        fell_in_last_tenth=1 - late / before,
+        fell_in_last_tenth=1 - late / before if comparable else math.nan,
         last={key: last[key] for key in ("loss", "distortion", "rate", "psnr") if key in last},
     )
 

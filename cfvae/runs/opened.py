@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from ..core import check, get_device, make_generator
+from ..core import check, check_path, get_device, make_generator
 from ..data import FACTORS, ImageDataset
 from ..files.open import describe, open_dataset
 from ..guidance import Guidance
 from ..pipeline import LatentVAEPipeline
 from ..recipes import Recipe
-from .folder import has_same_images, load_model, load_recipe
+from .folder import has_same_images, load_model, load_recipe, trained_steps
 from .logs import read_log
 from .train import prepare
 
@@ -29,8 +29,9 @@ class Run:
     pipe: LatentVAEPipeline  # the model
     held: ImageDataset  # images that training did not see
     same_images: bool  # False: the images have changed since, and may have been trained on
-    logs: dict[str, list[dict]]  # "autoencoder" and "vae": the lines of their logs
+    logs: dict[str, list[dict]]  # "autoencoder" and "vae": the lines of their logs, as far as the model goes
     found: str = ""  # what `describe` says of all images
+    trained: int | None = None  # steps of stage two that the model has seen; None: those of the log
 
     @property
     def is_shapes(self) -> bool:
@@ -47,7 +48,7 @@ def open_run(
     """A run with its model and held-out images.
 
     Raises `CfvaeError` where the folder is no run, has no model yet, or its images are gone."""
-    folder = Path(folder)
+    folder = check_path(folder, "the run")
     is_run = (folder / "recipe.json").is_file()
     check(is_run, f"{folder} is not a run folder (no recipe.json): give the --out of a training run")
     recipe = load_recipe(folder)
@@ -56,12 +57,17 @@ def open_run(
     # the images are divided as for training
     source = recipe.data if data is None else data
     dataset = open_dataset(source, recipe.autoencoder.size) if isinstance(source, str) else source
+    is_dataset = isinstance(dataset, ImageDataset)
+    check(is_dataset, f"data is {data!r}: give a text such as shapes, as open_dataset reads it, or a dataset")
     recipe, images, held = prepare(recipe, dataset)
     same_classes = not recipe.conditional or dataset.classes == pipe.classes
     check(same_classes, f"{dataset.name}: its classes are not those that {folder} was trained on")
 
     logs = {stage: read_log(folder / stage / "log.jsonl") for stage in ("autoencoder", "vae")}
-    return Run(folder, recipe, pipe, held, has_same_images(folder, images), logs, describe(dataset))
+    trained = trained_steps(folder)
+    if trained is not None:
+        logs["vae"] = [line for line in logs["vae"] if line["step"] <= trained]
+    return Run(folder, recipe, pipe, held, has_same_images(folder, images), logs, describe(dataset), trained)
 
 
 def strengths(

@@ -25,7 +25,7 @@ from ..pretrained import PretrainedAutoencoder, PretrainedConfig, load_pretraine
 from ..recipes import Recipe, check_models
 from ..training import Callback, TrainingConfig, TrainingState, fit, join_processes
 from .callbacks import Checkpointer, JsonLog, PictureLog, ProgressBar, StopOnSignal, TensorBoardLog, TimeLimit
-from .folder import claim_run, load_autoencoder, only_model_is_kept, refuse_begun
+from .folder import claim_run, load_autoencoder, note_trained, only_model_is_kept, refuse_begun
 from .free import check_free
 from .output import say
 from .recorded import RecordedStep
@@ -184,6 +184,7 @@ def train_vae(
     if state.is_main:
         averaged = typing.cast(HierarchicalVAE, state.ema.module)
         save_whole(pipeline(averaged.cpu()), out / "pipeline")
+        note_trained(out, state.step)
     return state
 
 
@@ -233,10 +234,17 @@ def train(
         return state.step == recipe.vae_training.steps
 
 
-def _check_request(recipe: Recipe, data: object, stage: str) -> None:
+def check_recipe(
+    recipe: object,  # what was given as one
+) -> None:
+    "Raises `CfvaeError` for anything else, such as a preset's name."
     kind = type(recipe).__name__
     is_recipe = dataclasses.is_dataclass(recipe)  # lesson 14 has a class of its own
     check(is_recipe, f"the recipe is of the type {kind}: cfvae.runs.presets.preset makes one")
+
+
+def _check_request(recipe: Recipe, data: object, stage: str) -> None:
+    check_recipe(recipe)
     way_out = "give a name, such as folder:PATH, or the images as a cfvae.data.ImageDataset"
     usable = isinstance(data, (str, ImageDataset))
     check(usable, f"the data are of the type {type(data).__name__}: {way_out}")
@@ -262,14 +270,20 @@ def _open_images(data: str | ImageDataset, recipe: Recipe, processes: PartialSta
         return open_dataset(data, recipe.autoencoder.size) if isinstance(data, str) else data
 
 
+def known_scaler(
+    config: AutoencoderConfig | PretrainedConfig,  # of the first stage
+) -> LatentScaler | None:
+    "Shift and scale that a borrowed first stage brings along; None where they are measured on the codes."
+    if isinstance(config, PretrainedConfig) and config.shift is not None and config.scale is not None:
+        return LatentScaler(config.shift, config.scale)
+    return None
+
+
 def _encode(
     recipe: Recipe, autoencoder: FirstStage, images: ImageDataset, out: Path, processes: PartialState
 ) -> LatentDataset:
     "The codes of the training images, made once and kept in the run's folder."
-    config = recipe.autoencoder
-    scaler = None  # measured on the codes
-    if isinstance(config, PretrainedConfig) and config.shift is not None and config.scale is not None:
-        scaler = LatentScaler(config.shift, config.scale)
+    scaler = known_scaler(recipe.autoencoder)
     folder = out / "latents"
     shares = processes.num_processes
     if shares > 1:

@@ -11,7 +11,14 @@ from cfvae.core import CfvaeError, config_to_dict
 from cfvae.runs import folder
 from cfvae.runs.presets import preset
 from cfvae.recipes import recipe_from_dict
-from cfvae.runs.folder import claim_run, load_autoencoder, load_data_note, load_model, load_recipe
+from cfvae.runs.folder import (
+    claim_run,
+    load_autoencoder,
+    load_data_note,
+    load_model,
+    load_recipe,
+    trained_steps,
+)
 
 
 def test_unknown_fields_in_a_file(tmp_path):
@@ -57,6 +64,7 @@ def run(runs, tmp_path) -> Path:
 READERS = {
     "recipe.json": load_recipe,
     "data.json": load_data_note,
+    "vae/trained.json": trained_steps,
     "pipeline/pipeline.json": load_model,
     "pipeline/vae/config.json": load_model,
     "autoencoder/model/config.json": load_autoencoder,

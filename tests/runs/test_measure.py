@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -182,7 +183,7 @@ def test_what_a_log_says_of_a_stage(strange):
         {"step": 10 * i, "loss": 100.0 - i, "skipped": i // 5, "examples_per_second": float(i), "rate": 7.0}
         for i in range(1, 21)
     ]
-    run = dataclasses.replace(strange, logs={"autoencoder": log[:3], "vae": log})
+    run = dataclasses.replace(strange, logs={"autoencoder": log[:3], "vae": log}, trained=None)
     stage = measure._stage(run, "vae")
     assert (stage.steps, stage.of, stage.skipped, stage.examples_per_second) == (200, 4, 4, 10.5)
     assert stage.fell_in_last_tenth == pytest.approx(1 - 80.5 / 82.5)
@@ -192,9 +193,29 @@ def test_what_a_log_says_of_a_stage(strange):
         1 - 97 / 98
     )  # of three lines the last and the one before
 
-    nothing = measure._stage(dataclasses.replace(strange, logs={"vae": []}), "vae")
+    nothing = measure._stage(dataclasses.replace(run, logs={"vae": []}), "vae")
     assert (nothing.steps, nothing.skipped, nothing.last) == (0, 0, {})
     assert math.isnan(nothing.examples_per_second) and math.isnan(nothing.fell_in_last_tenth)
+
+
+@pytest.mark.parametrize("losses", [(0.0, 0.0), (-1.0, -2.0), (1.0, -2.0)])
+def test_a_loss_that_is_not_above_0_has_no_share(strange, losses):
+    log = [
+        {"step": i, "loss": loss, "skipped": 0, "examples_per_second": 1.0} for i, loss in enumerate(losses)
+    ]
+    stage = measure._stage(dataclasses.replace(strange, logs={"vae": log}), "vae")
+    assert math.isnan(stage.fell_in_last_tenth)
+
+
+def test_steps_are_those_that_the_model_has_seen(runs, tmp_path):
+    "The log goes on beyond them where a run was killed, and ends before them where it was stopped."
+    shutil.copytree(runs / "strange", tmp_path / "run")
+    for trained, logged in ((3, 3), (4, 4), (6, 4)):
+        (tmp_path / "run/vae/trained.json").write_text(json.dumps({"step": trained}))
+        run = open_run(tmp_path / "run", "cpu", strange_images())
+        assert run.logs["vae"][-1]["step"] == logged and measure._stage(run, "vae").steps == trained
+    (tmp_path / "run/vae/trained.json").unlink()  # a run of an earlier version
+    assert measure._stage(open_run(tmp_path / "run", "cpu", strange_images()), "vae").steps == 4
 
 
 def test_spread_is_that_of_one_class(strange, monkeypatch):
