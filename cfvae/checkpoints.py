@@ -158,7 +158,7 @@ def save_checkpoint(
     One process at a time, so lock the folder. Raises `CfvaeError` where it cannot be written."""
     folder = check_path(folder)
     step = whole_number(step, "step", 0)
-    check(keep >= 1, f"keep is {keep}: at least one checkpoint has to stay")
+    keep = whole_number(keep, "keep", 1)
     _check_plain(state_dict)
     buffer = io.BytesIO()
     torch.save({"format": _FORMAT, "version": _VERSION, "step": step, "state": state_dict}, buffer)

@@ -14,7 +14,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..checkpoints import differences, list_checkpoints, load_checkpoint, save_checkpoint, write_synced
-from ..core import CfvaeError, check, config_to_dict, image_grid
+from ..core import CfvaeError, check, config_to_dict, image_grid, whole_number
 from ..files.names import first_few
 from ..training import Callback, Metrics, StopTraining, TrainingState
 from .logs import JsonLog, Speed, TensorBoardLog, plain_metrics, read_log
@@ -123,11 +123,10 @@ class Checkpointer(Callback):
         data: str = "",  # fingerprint of what is learned from: checkpoints of other data are refused
         rate: str = "learning_rate",  # the field of the recipe that a run which diverged should lower
     ) -> None:
-        check(every >= 1 and keep >= 1, f"every is {every} and keep is {keep}: both have to be at least 1")
         self.folder = Path(folder)
-        self.every = every
+        self.every = whole_number(every, "every", 1)
         self.resume = resume
-        self.keep = keep
+        self.keep = whole_number(keep, "keep", 1)
         self.data = data
         self.rate = rate
         self.saved: int | None = None  # the step that is on disk
@@ -172,6 +171,9 @@ class Checkpointer(Callback):
 
     def _take_up(self, state: TrainingState, step: int, saved_state: dict[str, typing.Any]) -> None:
         "Put a checkpoint into a fresh state. Raises `CfvaeError` for one that does not fit this run."
+        steps = state.config.steps
+        more = f"{step} steps are done already in {self.folder}, and steps is {steps}"
+        check(step <= steps, f"{more}: take {step} or more, or choose another folder")
         _check_counts(saved_state, self.folder, step)
         _check_finite(saved_state, self.folder, step)
         learned_from = saved_state.get("config", {}).pop("data", self.data)  # older ones do not say

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoints import write_synced
+from ..core import check
 from ..training import Callback, Metrics, TrainingState
 
 
@@ -62,6 +63,9 @@ class Speed:
         return steps * state.config.batch_size / seconds
 
 
+LINE_START = b'{"step":'
+
+
 class JsonLog(Callback):
     """Appends one JSON object per `log_every` steps to a file. On resuming, lines beyond the resumed step are
     dropped. Best placed before the `Checkpointer`: the log then lacks no step that a checkpoint counts."""
@@ -75,6 +79,9 @@ class JsonLog(Callback):
     def on_start(self, state: TrainingState) -> None:
         self.begun = False
         self.speed = Speed(state)
+        start = self.path.read_bytes()[: len(LINE_START)] if self.path.is_file() else b""
+        ours = LINE_START.startswith(start)  # perhaps cut off by a crash
+        check(ours, f"{self.path} holds something else than a log of cfvae: move it away")
 
     def on_step(self, state: TrainingState, metrics: Metrics) -> None:
         if not state.is_main:
@@ -148,7 +155,8 @@ class TensorBoardLog(Callback):
 
         self.writer: SummaryWriter | None = None
         if state.is_main:
-            self.writer = SummaryWriter(str(self.folder), purge_step=state.step or None)
+            redone = state.step + 1  # and all after it, of which the folder may hold an earlier try
+            self.writer = SummaryWriter(str(self.folder), purge_step=redone)
 
     def on_step(self, state: TrainingState, metrics: Metrics) -> None:
         if self.writer is None or state.step % state.config.log_every != 0:

@@ -249,7 +249,8 @@ def preset(
     name: str,  # as `cfvae presets` lists it
 ) -> Recipe:
     "A named recipe. Raises `CfvaeError` for a name that does not exist, listing those that do."
-    check(name in PRESETS, f"there is no preset '{name}': choose one of {', '.join(PRESETS)}")
+    known = isinstance(name, str) and name in PRESETS
+    check(known, f"there is no preset '{name}': choose one of {', '.join(PRESETS)}")
     return PRESETS[name]()
 
 

@@ -10,6 +10,9 @@ from .free import THREADS_FILE, check_free
 from .machine import faster_threads
 
 
+MOST_THREADS = 4096  # what is above is no number of threads
+
+
 def kept_threads(
     out: Path,  # the run folder, or what is to become it
 ) -> int:
@@ -21,7 +24,7 @@ def kept_threads(
         way_out = "remove it, and the number is measured again"
         noted = read_fields(path, way_out).get("threads")
         threads = noted if type(noted) is int else 0
-        check(threads >= 1, f"{path} cannot be read (it holds no number): {way_out}")
+        check(1 <= threads <= MOST_THREADS, f"{path} cannot be read (it holds no number): {way_out}")
         return threads
 
     check_free(out)

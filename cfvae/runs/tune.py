@@ -20,7 +20,7 @@ from ..checkpoints import list_checkpoints, write_synced
 from ..core import CfvaeError, check, config_to_dict, get_device, make_generator, seed_everything
 from ..data import ImageDataset, hold_out
 from ..files.lock import FolderLock
-from ..files.open import describe, open_dataset
+from ..files.open import describe, open_dataset, require_classes
 from ..latents import weights_fingerprint
 from ..pipeline import LatentVAEPipeline
 from ..training import Callback, TrainingConfig, fit
@@ -81,7 +81,7 @@ def tune(
         f"batch_size is {config.batch_size}, but {images.name} has {len(images)} training images",
     )
     with FolderLock(out):
-        _claim(out, tuning, pipe, images, resume)
+        _claim(out, tuning, pipe, images, flip, resume)
         extra: list[Callback] = [signals or StopOnSignal(), *limit]
         return _fit(pipe, pipe.autoencoder, tuning, images, held, flip, out, resume, extra)
 
@@ -99,6 +99,8 @@ def _open_images(tuning: Tuning, pipe: LatentVAEPipeline) -> tuple[ImageDataset,
     same = not pipe.classes or pipe.classes == dataset.classes
     check(same, f"{dataset.name} has other classes than {tuning.model}")
     if recipe is None:
+        if pipe.classes:
+            require_classes(dataset)
         images, held = hold_out(dataset, min(500, max(1, len(dataset) // 10)))
         return images, held, tuning.flip
     recipe, images, held = prepare(recipe, dataset)
@@ -109,7 +111,9 @@ def _open_images(tuning: Tuning, pipe: LatentVAEPipeline) -> tuple[ImageDataset,
     return images, held, recipe.flip or tuning.flip
 
 
-def _claim(out: Path, tuning: Tuning, pipe: LatentVAEPipeline, images: ImageDataset, resume: bool) -> None:
+def _claim(
+    out: Path, tuning: Tuning, pipe: LatentVAEPipeline, images: ImageDataset, flip: bool, resume: bool
+) -> None:
     "Note what a tuning rests on. Raises `CfvaeError` where the folder holds another, or one not asked for."
     begun = bool(list_checkpoints(out / "decoder" / "checkpoints")) or (out / "pipeline").exists()
     way_out = "choose another --out"
@@ -118,11 +122,12 @@ def _claim(out: Path, tuning: Tuning, pipe: LatentVAEPipeline, images: ImageData
     note = {
         "model": weights_fingerprint(torch.nn.ModuleList([pipe.autoencoder, pipe.vae])),
         "images": images.fingerprint,
+        "flip": flip,
         "seed": training.seed,
         "batch_size": training.batch_size,
         "loss": config_to_dict(tuning.loss),
     }
-    earlier = read_fields(out / NOTE, way_out) if begun else note
+    earlier = {"flip": flip, **read_fields(out / NOTE, way_out)} if begun else note  # older notes do not say
     changed = [name for name in note if note[name] != earlier.get(name)]
     check(not changed, f"{out} was begun with another {' and another '.join(changed)}: {way_out}")
     write_synced(out / NOTE, json.dumps(note, indent=1).encode())

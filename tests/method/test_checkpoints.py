@@ -160,6 +160,8 @@ def test_a_folder_is_named(tmp_path, monkeypatch):
 def test_keep_must_be_positive(tmp_path):
     with pytest.raises(CfvaeError, match="keep is 0"):
         save_checkpoint(tmp_path, 1, WEIGHTS, keep=0)
+    with pytest.raises(CfvaeError, match="keep is '2'"):
+        save_checkpoint(tmp_path, 1, WEIGHTS, keep="2")
 
 
 FOREIGN = (

@@ -119,6 +119,15 @@ def test_resuming_drops_lines_beyond_the_resumed_step(tmp_path):
     assert second[:4] == first[:4] and [line["loss"] for line in second] == [line["loss"] for line in first]
 
 
+@pytest.mark.parametrize("content", [b"dear", b'{"name": 1}\n', b"\x00\xff"])
+def test_a_file_of_somebody_is_no_place_for_a_log(tmp_path, content):
+    path = tmp_path / "notes.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(CfvaeError, match="notes.jsonl holds something else than a log of cfvae: move it"):
+        fit(new_model(), DATA, LOSS, config(steps=2), [JsonLog(path)])
+    assert path.read_bytes() == content
+
+
 def log_line(step: int) -> dict:
     return {"step": step, "loss": 0.5, "skipped": 0, "examples_per_second": 9.0}
 
@@ -259,6 +268,21 @@ def test_progress_bar_and_tensorboard_take_scalars_and_lists(tmp_path, capsys):
     events = EventAccumulator(str(tmp_path)).Reload()
     assert {"loss", "rates/00", "rates/01"} <= set(events.Tags()["scalars"])
     assert [e.value for e in events.Scalars("rates/01")] == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("resume, done", [(True, 4), (False, 0)])
+def test_tensorboard_shows_every_step_once(tmp_path, resume, done):
+    "Where a run goes on, and where one begins anew that failed before it saved anything."
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    class GoOn(Callback):
+        def on_start(self, state):
+            state.step = done
+
+    for watchers, steps in (([], 6 if done else 3), ([GoOn()] if resume else [], 8)):
+        fit(new_model(), DATA, LOSS, config(steps=steps, log_every=1), [*watchers, TensorBoardLog(tmp_path)])
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [e.step for e in events.Scalars("loss")] == list(range(1, 9))
 
 
 def nobody_reads() -> typing.TextIO:
@@ -427,8 +451,16 @@ def steps_in(folder: Path) -> list[int]:
 def test_a_checkpoint_at_least_every_step(tmp_path):
     with pytest.raises(CfvaeError, match="every is 0"):
         Checkpointer(tmp_path, every=0)
+    with pytest.raises(CfvaeError, match="every is '5'"):
+        Checkpointer(tmp_path, every="5")
     with pytest.raises(CfvaeError, match="keep is 0"):
         Checkpointer(tmp_path, every=1, keep=0)
+
+
+def test_more_steps_than_are_asked_for_are_not_passed_off_as_a_run_of_fewer(tmp_path):
+    train([Checkpointer(tmp_path, every=5), StopAt(12)])
+    with pytest.raises(CfvaeError, match="12 steps are done already in .*, and steps is 7: take 12 or more"):
+        train([Checkpointer(tmp_path, every=5, resume=True)], dataclasses.replace(CONFIG, steps=7))
 
 
 def test_resumed_run_is_equal_to_the_last_bit(tmp_path, undisturbed):

@@ -1,16 +1,19 @@
 "Tests of cfvae.runs.tune and cfvae.tuning: what is trained, what stays, and what a folder may be used for."
 
+import contextlib
 import dataclasses
 import json
 import shutil
 
 import pytest
 import torch
+from PIL import Image
 from tiny_fits import assert_same
 
 from cfvae.autoencoder_loss import AutoencoderLossConfig, TwoPlayers, first_stage_loss, with_discriminator
 from cfvae.core import CfvaeError, make_generator
 from cfvae.data import Shapes
+from cfvae.pipeline import LatentVAEPipeline
 from cfvae.runs.folder import load_model
 from cfvae.runs.tune import TRAINING, Tuning, tune
 from cfvae.tuning import through_both
@@ -92,6 +95,31 @@ def test_a_time_limit_saves_and_says_so(runs, tmp_path):
 def test_another_tuning_is_not_taken_up(runs, tuned, change, named):
     with pytest.raises(CfvaeError, match=named):
         tune(tuning(runs / "unlabelled", **change), tuned, resume=True)
+
+
+def test_another_flip_is_not_taken_up(runs, tuned, tmp_path):
+    mirrored = dataclasses.replace(tuning(runs / "unlabelled"), flip=True)
+    with pytest.raises(CfvaeError, match="another flip"):
+        tune(mirrored, tuned, resume=True)
+    shutil.copytree(tuned, tmp_path / "older")
+    note = json.loads((tuned / "tuning.json").read_text())
+    del note["flip"]  # as earlier versions noted it
+    (tmp_path / "older" / "tuning.json").write_text(json.dumps(note))
+    assert tune(tuning(runs / "unlabelled"), tmp_path / "older", resume=True)
+
+
+def test_images_without_a_class_are_refused_for_a_model_with_classes(tmp_path):
+    pipe = load_model("shapes")
+    classes = sorted(pipe.classes)  # as a table's are
+    LatentVAEPipeline(pipe.autoencoder, pipe.vae, pipe.scaler, classes).save_pretrained(tmp_path / "model")
+    rows = [{"file": f"{i}.png", "label": classes[i % 10]} for i in range(40)]
+    del rows[7]["label"]
+    for row in rows:
+        Image.new("RGB", (32, 32)).save(tmp_path / row["file"])
+    (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    partly = dataclasses.replace(tuning(tmp_path / "model"), data=f"table:{tmp_path}/table.jsonl")
+    with contextlib.chdir(tmp_path), pytest.raises(CfvaeError, match="has images without a class"):
+        tune(partly, tmp_path / "out")
 
 
 def test_another_model_is_not_taken_up(runs, tuned):
