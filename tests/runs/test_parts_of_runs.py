@@ -1,5 +1,6 @@
 "At the edges of the tools: the fewest images, a third judge, a processor without a name, the held-out data."
 
+import dataclasses
 import types
 from pathlib import Path
 
@@ -8,14 +9,16 @@ import torch
 
 from cfvae.core import CfvaeError
 from cfvae.guidance import Guidance
-from cfvae.runs import evaluate, judging, machine
+from cfvae.runs import evaluate, judging, machine, next_steps, opened
 from cfvae.runs.bench import new_pipeline
-from cfvae.runs.compare import judging as judging_points
+from cfvae.runs.callbacks import Checkpointer
+from cfvae.runs.compare import judging as judging_points, run as comparison, training as trainings
 from cfvae.runs.compare.contestant import Style
 from cfvae.runs.compare.training import Job, held_out_loss
 from cfvae.runs.judging import Row, Value
 from cfvae.runs.presets import preset
 from cfvae.runs.steps import random_codes
+from cfvae.training import TrainingConfig
 
 
 class Held(list):
@@ -113,3 +116,67 @@ def test_a_processor_is_called_what_the_system_calls_it(monkeypatch, tmp_path, t
     monkeypatch.setattr(machine.platform, "processor", lambda: processor)
     monkeypatch.setattr(machine.platform, "machine", lambda: "arm64")
     assert machine._cpu_name() == name
+
+
+def test_a_try_that_diverges_has_no_loss(monkeypatch, tmp_path):
+    def diverge(model, data, loss_fn, config, callbacks, take_step):
+        callbacks[0].curve.append((3, 0.5))
+        raise CfvaeError("too many steps were skipped")
+
+    kept = []
+    contestant = a_contestant([1.0])
+    contestant.training = lambda steps, rate, seed: TrainingConfig(steps, device="cpu")
+    contestant.build = lambda: torch.nn.Linear(1, 1)
+    monkeypatch.setattr(trainings, "MODELS", {"vae": lambda material: contestant})
+    monkeypatch.setattr(trainings, "fit", diverge)
+    monkeypatch.setattr(
+        trainings, "keep_result", lambda job, result, model, out: kept.append((result, model))
+    )
+    run_job = trainings.run_job
+    run_job(None, Job("vae", seed=0, rate=1e-3), {"vae": 100}, tmp_path)
+    ((result, model),) = kept
+    assert (result["curve"], result["loss"], model) == ([(3, 0.5), (10, None)], None, None)
+    assert result["steps"] == 10  # a tenth of the budget
+    monkeypatch.setattr(trainings, "choose_rate", lambda *given: 1e-3)
+    with pytest.raises(CfvaeError, match="vae, seed 0, at 0.001: too many steps were skipped"):
+        run_job(None, Job("vae", seed=0), {"vae": 100}, tmp_path)
+
+
+def test_only_what_is_left_out_is_told(monkeypatch):
+    told = []
+    monkeypatch.setattr(comparison, "say", told.append)
+    most = comparison.MOST_ON_A_CPU
+    for steps, count, lines in ((most, 1, 0), (most + 1, 0, 1)):
+        one = types.SimpleNamespace(styles=[Style(steps=steps, solver="euler")], can_draw=lambda style: True)
+        for place, drawn, said in (("cpu", count, lines), ("cuda", 1, 0)):
+            told.clear()
+            points = comparison._points({"flow": one}, [Job("flow", seed=0)], torch.device(place))
+            assert (len(points), len(told)) == (drawn, said)
+
+
+def test_samples_without_classes_are_four_rows(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(opened, "draw", lambda run, labels, n, guidance: drawn.append((labels, n)))
+    for classes in ((), ("a", "b"), tuple("abcdefghijkl")):
+        run = types.SimpleNamespace(pipe=types.SimpleNamespace(classes=classes))
+        opened.draw_classes(run, Guidance())
+    (none, n), (two, of_two), (ten, of_ten) = drawn
+    assert none is None and (n, of_two, of_ten) == (32, 16, 80)
+    assert two.tolist() == 8 * [0] + 8 * [1] and ten.unique().tolist() == list(range(10))
+
+
+def test_what_a_report_proposes(monkeypatch):
+    recipe = dataclasses.replace(preset("shapes-demo"), data="folder:/home/me/photos")
+    monkeypatch.setattr(next_steps, "_repairs", lambda run, measurements: [])
+    run = opened.Run(Path("/home/me/run"), recipe, None, None, True, {})
+    proposed = dict(next_steps.next_steps(run, None))
+    assert f"vae_training.steps={2 * recipe.vae_training.steps}" in proposed["Train stage two for longer:"]
+    assert (
+        f"objective.sigma_q={recipe.objective.sigma_q / 2}" in proposed["Keep finer detail, for more nats:"]
+    )
+    assert "folder:photos" in proposed["Train stage two for longer:"]
+    assert not [command for command in proposed.values() if "/home" in command]
+
+
+def test_one_checkpoint_may_be_all_that_stays(tmp_path):
+    assert Checkpointer(tmp_path, every=1, keep=1).keep == 1
