@@ -41,13 +41,19 @@ from cfvae.hvae import (
     sample_prior,
     temperature_per_level,
 )
-from .pipeline import LatentVAEPipeline
+from .pipeline import LatentVAEPipeline, check_finite
 
 if typing.TYPE_CHECKING:  # an extra, which the export alone needs
     import onnx
 
 
 # %% ../nbs/12b_onnx.ipynb #12bd5546
+def _check_pipeline(pipe: typing.Any) -> LatentVAEPipeline:
+    is_pipeline = isinstance(pipe, LatentVAEPipeline)
+    check(is_pipeline, f"{pipe!r} is no pipeline: LatentVAEPipeline.from_pretrained loads one")
+    return pipe
+
+
 class SamplingHalf(nn.Module):
     """The half of a pipeline that draws, with everything that can be changed as a tensor (12b.1).
 
@@ -59,7 +65,7 @@ class SamplingHalf(nn.Module):
         pipe: LatentVAEPipeline,  # used as it is, not copied
     ) -> None:
         super().__init__()
-        self.pipe = pipe
+        self.pipe = _check_pipeline(pipe)
         self.vae = pipe.vae  # these three, so that the module knows their weights
         self.autoencoder = pipe.autoencoder
         self.scaler = pipe.scaler
@@ -123,7 +129,11 @@ def graph_inputs(
     Raises `CfvaeError` for noise, temperatures or weights that do not fit the model, and for labels or
     weights that it cannot use."""
     half = SamplingHalf(pipe)
+    known = guidance is None or isinstance(guidance, Guidance)
+    check(known, f"guidance is {guidance!r}: Guidance(weight) or None is needed")
     guidance = guidance or Guidance()
+    listed = isinstance(eps, (list, tuple)) and all(isinstance(e, torch.Tensor) and e.ndim > 0 for e in eps)
+    check(listed and len(eps) > 0, "eps must be a list of tensors, one per layer: `vae.noise(n)` makes one")
     n, null = len(eps[0]), len(pipe.classes)
     check_noise(eps, pipe.vae.latent_shapes, n)
     check(half.guided or not guidance, "this model cannot be guided: that takes labels and a learned prior")
@@ -192,7 +202,7 @@ def round_weights(
     """A copy whose weights are whole numbers from -127 to 127, times one step per output channel (12b.2).
 
     Biases and norms stay as they are."""
-    rounded = copy.deepcopy(pipe)
+    rounded = copy.deepcopy(_check_pipeline(pipe))
     with torch.no_grad():
         for weight in (*rounded.vae.parameters(), *rounded.autoencoder.parameters()):
             if _has_channels(weight.shape):
@@ -376,7 +386,7 @@ def export_onnx(
     files of these names come from another program."""
     _needs_onnx()
     check(
-        isinstance(pipe.autoencoder, Autoencoder),
+        isinstance(_check_pipeline(pipe).autoencoder, Autoencoder),
         "the first stage comes from elsewhere: "
         "only a pipeline with an autoencoder of this package can be exported",
     )
@@ -385,6 +395,7 @@ def export_onnx(
         _try_to_write(folder)  # makes it, and so the folders that a path leads through: only then it is seen
         _refuse_foreign(folder)
         half = SamplingHalf(copy.deepcopy(pipe).to("cpu")).eval()
+        check_finite(half, "the model")
         model = _trace(half)
         store_as_bytes(model)
         store_as_halves(model)

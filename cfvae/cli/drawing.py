@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..core import check, get_device, make_generator
+from ..core import check, check_seed, get_device, make_generator
 from ..files.names import printable
 from ..guidance import Guidance
 from ..pipeline import LatentVAEPipeline, resolve_precision
@@ -39,6 +39,10 @@ class Targets:
         same = self.folder is not None and self.folder in (self.grid, self.array)
         check(
             not same, f"{self.folder} is given as a file and as a folder: --out-dir needs a name of its own"
+        )
+        among = self.grid is not None and self.folder in self.grid.parents
+        check(
+            not among, f"--out {self.grid} would be one of the images in {self.folder}: choose another place"
         )
         message = f"--out draws at most {LARGEST_GRID} images into one picture: use --out-dir or --npz"
         check(self.grid is None or n <= LARGEST_GRID, message)
@@ -116,6 +120,7 @@ def sample(
     targets: Targets,  # where to
 ) -> None:
     "Draw n images, write every batch before the next is drawn, and say what was drawn."
+    check_seed(seed)
     check_style(pipe, labels, style)
     targets.prepare()
     names = None if labels is None else [pipe.classes[label] for label in labels]

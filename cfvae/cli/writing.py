@@ -20,7 +20,7 @@ from PIL import Image
 
 from ..checkpoints import write_synced
 from ..core import CfvaeError, check, from_uint8, image_grid
-from ..runs.saved import as_png
+from ..runs.saved import MARK, as_png
 
 LONGEST_NAME = 60  # characters of a class in a file's name, of four bytes at most
 
@@ -30,10 +30,36 @@ def prepare_file(
     ending: str,  # as .png
     option: str,  # which option says so
 ) -> None:
-    "Make sure, before the work, that a file can be called so, and that its folder is there."
+    """Make sure, before the work, that a file can be called so, and that its folder is there.
+
+    Raises `CfvaeError` for a file that is there and that cfvae did not write, such as a photograph."""
     named = path.suffix.lower() == ending and not path.is_dir()
     check(named, f"{option} is {path}: give the name of a {ending} file")
     path.parent.mkdir(parents=True, exist_ok=True)
+    foreign = path.exists() and path.stat().st_size > 0 and not _is_ours(path)
+    check(not foreign, f"{option} is {path}, which cfvae did not write: move it away, or choose another name")
+
+
+def _is_ours(path: Path) -> bool:
+    "Whether a picture or an array has cfvae's mark."
+    try:
+        if path.suffix.lower() == ".png":
+            with Image.open(path) as picture:
+                return picture.info.get("Software") == MARK
+        with zipfile.ZipFile(path) as archive:
+            return archive.comment == MARK.encode()
+    except (OSError, ValueError, SyntaxError, zipfile.BadZipFile):  # damaged, or something else
+        return False
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    "A full disk names no file: within the block it is this one."
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def prepare_image_folder(
@@ -77,7 +103,7 @@ def save_each(
             message = f"{path} was not there before: another command writes into {folder}"
             raise CfvaeError(f"{message}. Choose another --out-dir") from None
         try:
-            with file:
+            with _naming(path), file:
                 file.write(as_png(Image.fromarray(image)))
         except BaseException:  # Ctrl-C too
             path.unlink(missing_ok=True)
@@ -102,9 +128,11 @@ def open_npz(
     try:
         with (
             unwinding_on_signals(),
+            _naming(path),
             zipfile.ZipFile(unfinished, "x") as archive,
             archive.open(entry, "w", force_zip64=True) as file,
         ):
+            archive.comment = MARK.encode()
             np.lib.format.write_array_header_1_0(file, header)
             yield file
         os.replace(unfinished, path)

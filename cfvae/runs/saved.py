@@ -9,6 +9,7 @@ import typing
 from pathlib import Path
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors import SafetensorError
 
 from ..checkpoints import way_out_of
@@ -44,12 +45,17 @@ def save_whole(
         shutil.rmtree(aside, ignore_errors=True)
 
 
+MARK = "cfvae"  # in the files that may be replaced by others of ours
+
+
 def as_png(
     picture: Image.Image,  # what is to be saved
 ) -> bytes:
     "All of a file, to be written at once: an earlier picture stays until the new one is whole."
+    about = PngInfo()
+    about.add_text("Software", MARK)
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    picture.save(buffer, format="PNG", pnginfo=about)
     return buffer.getvalue()
 
 

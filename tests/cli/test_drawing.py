@@ -51,10 +51,14 @@ def test_on_a_full_disk_the_old_picture_stays_and_no_half_one(tmp_path):
     before = picture.read_bytes()
     (tmp_path / "each").mkdir()
     with full_disk():
-        with pytest.raises(OSError):
+        with pytest.raises(OSError) as of_grid:
             save_grid(255 - images, None, picture)
-        with pytest.raises(OSError):
+        with pytest.raises(OSError) as of_each:
             save_each(images, 0, None, tmp_path / "each")
+        with pytest.raises(OSError) as of_array, open_npz(tmp_path / "a.npz", (1, 1, 1, 99999)) as file:
+            file.write(bytes(99999))
+    named = [Path(error.value.filename).name for error in (of_grid, of_each, of_array)]
+    assert named == ["a.png", "000000.png", "a.npz"]
     assert picture.read_bytes() == before
     assert not any((tmp_path / "each").iterdir()) and len(list(tmp_path.iterdir())) == 2
 
@@ -175,6 +179,8 @@ def test_what_the_model_cannot_do_is_refused_before_anything_is_made(plain, monk
     [
         ("", ["--out", "--out-dir", "--npz"]),
         ("--out x.png --out-dir x.png", ["x.png is given as a file and as a folder"]),
+        ("--out d/x.png --out-dir d", ["--out d/x.png would be one of the images in d", "another place"]),
+        ("--out x.png --seed -1 --out-dir never", ["the seed is -1"]),
         ("--out x.jpg", ["--out is x.jpg", ".png"]),
         ("--npz x.png", ["--npz is x.png", ".npz"]),
         ("--out x.png --classes star --labels 3", ["--classes and --labels"]),
@@ -198,7 +204,35 @@ def test_what_the_model_cannot_do_is_refused_before_anything_is_made(plain, monk
 )
 def test_sample_errors(run, line, needles):
     refused(f"sample run {line}", *needles)
-    assert not Path("x.png").exists()
+    assert not Path("x.png").exists() and not Path("never").exists()
+
+
+@pytest.mark.parametrize("name", ["photo.png", "damaged.png", "mine.npz", "damaged.npz", "link.png"])
+def test_a_file_that_cfvae_did_not_write_is_kept(run, name):
+    Image.new("RGB", (2, 2)).save("photo.png")
+    np.savez("mine.npz", np.zeros((1, 2, 2, 3), np.uint8))
+    Path("damaged.png").write_bytes(Path("photo.png").read_bytes()[:50])
+    Path("damaged.npz").write_bytes(Path("mine.npz").read_bytes()[:50])
+    Path("link.png").unlink(missing_ok=True)
+    Path("link.png").symlink_to("photo.png")
+    before = Path(name).read_bytes()
+    option = "--npz" if name.endswith("npz") else "--out"
+    line = f"sample run --n 1 {option} {name}"
+    refused(line, f"{option} is {name}, which cfvae did not write", "choose another name")
+    if option == "--out":
+        refused(f"reconstruct run --data shapes:n=9 --out {name}", f"--out is {name}, which")
+    assert Path(name).read_bytes() == before
+
+
+def test_a_file_of_ours_or_an_empty_one_is_replaced(run):
+    "As `mktemp` makes one."
+    for file in ("again.png", "again.npz"):
+        Path(file).touch()
+    for seed in (0, 1):
+        done(f"sample run --n 1 --seed {seed} --out again.png --npz again.npz")
+    done("sample run --n 1 --seed 1 --npz once.npz")
+    assert (array("again.npz") == array("once.npz")).all()
+    done("reconstruct run --data shapes:n=9 --n 1 --out again.png")
 
 
 def test_more_than_a_disk_can_hold_is_refused_at_once(plain, monkeypatch):

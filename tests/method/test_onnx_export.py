@@ -5,6 +5,7 @@ Its files are whole or not there."""
 import copy
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,14 @@ from cfvae.core import CfvaeError, make_generator, seed_everything
 from cfvae.guidance import Guidance
 from cfvae.hvae import HierarchicalVAE, HierarchicalVAEConfig
 from cfvae.latents import LatentScaler
-from cfvae.onnx_export import export_onnx, graph_inputs, round_weights, store_as_bytes, store_as_halves
+from cfvae.onnx_export import (
+    SamplingHalf,
+    export_onnx,
+    graph_inputs,
+    round_weights,
+    store_as_bytes,
+    store_as_halves,
+)
 from cfvae.pipeline import LatentVAEPipeline
 
 onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
@@ -301,10 +309,31 @@ def test_inputs_are_checked(guided):
     ]:
         with pytest.raises(CfvaeError, match=culprit):
             graph_inputs(pipe, eps, *wishes)
-    with pytest.raises(CfvaeError, match="eps must be"):
-        graph_inputs(pipe, eps[:2])
+    for wrong in (eps[:2], [], None, 5, [1, 2], eps[0]):
+        with pytest.raises(CfvaeError, match="eps must be a list"):
+            graph_inputs(pipe, wrong)
+    with pytest.raises(CfvaeError, match=r"guidance is 3.0: Guidance\(weight\)"):
+        graph_inputs(pipe, eps, None, 3.0)
     with pytest.raises(CfvaeError, match="without classes"):
         graph_inputs(build(), build().vae.noise(1), [0])
+
+
+@pytest.mark.parametrize("wrong", ["shapes", None, Path("a")])
+def test_what_is_no_pipeline_is_refused(wrong, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for use in (SamplingHalf, round_weights, lambda pipe: export_onnx(pipe, "graph")):
+        with pytest.raises(CfvaeError, match="is no pipeline: LatentVAEPipeline.from_pretrained loads one"):
+            use(wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_is_not_finite_is_named(tmp_path):
+    broken = build()
+    with torch.no_grad():
+        broken.vae.decoder.start[0, 0] = torch.nan
+    with pytest.raises(CfvaeError, match=r"the model: numbers are not finite \(.*decoder.start.*: train it"):
+        export_onnx(broken, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript"])
