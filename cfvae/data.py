@@ -11,6 +11,7 @@ __all__ = [
     "MappedRows",
     "send",
     "as_rows",
+    "class_indices",
     "ImageDataset",
     "Batches",
     "hold_out",
@@ -37,6 +38,7 @@ from cfvae.core import (
     check_classes,
     check_seed,
     from_uint8,
+    get_device,
     make_generator,
     whole_number,
     whole_numbers,
@@ -77,10 +79,14 @@ def send(
 
 def as_rows(
     indices: typing.Sequence[int] | torch.Tensor,  # which rows of a dataset, in which order
+    count: int,  # of the rows that there are; -1 is the last
 ) -> torch.Tensor:
-    "As int64 (n,). Raises `CfvaeError` for a mask, and for anything else but whole numbers."
+    "As int64 (n,). Raises `CfvaeError` for a mask, for anything but whole numbers, and beyond the last row."
     needed = "whole numbers are needed, which mask.nonzero().flatten() makes of a mask"
-    return whole_numbers(indices, "indices", needed)
+    rows = whole_numbers(indices, "indices", needed)
+    wrong = rows[(rows < -count) | (rows >= count)][:3].tolist()
+    check(not wrong, f"indices such as {wrong} are out of range: there are {count} rows, from 0")
+    return rows
 
 
 # %% ../nbs/01_data.ipynb #706fcf1b
@@ -114,7 +120,11 @@ def _warn_of_darkness(name: str, images: _Images) -> None:
         warnings.warn(f"{name}: {remark}", stacklevel=3)
 
 
-def _class_indices(name: str, labels: typing.Any, num_classes: int) -> torch.Tensor:
+def class_indices(
+    labels: typing.Any,  # one class index an image, -1 for none; anything else is refused
+    num_classes: int,  # how many classes there are
+    name: str,  # whose labels they are, for an error
+) -> torch.Tensor:
     "Labels as int64 (n,). Raises `CfvaeError` for anything but class indices, or -1 for none."
     needed = "whole numbers are needed, one class index an image (argmax(1) makes it of one-hot labels)"
     indices = whole_numbers(labels, f"{name}: the labels", needed)
@@ -139,12 +149,18 @@ class ImageDataset(torch.utils.data.Dataset):
         _check_images(name, images)
         self.images = images
         self.classes = check_classes(classes, name)
-        self.labels = _class_indices(name, labels, self.num_classes)
+        device = images.device if isinstance(images, torch.Tensor) else "cpu"
+        self.labels = class_indices(labels, self.num_classes, name).to(device)
         self.name = name
         self.skipped: list[tuple[str, str]] = []  # files that could not be read, each with the reason
         n = len(images)
         check(n == len(self), f"{name}: {n} images but {len(self)} labels")
         if fingerprint is None:
+            on_cpu = self.labels.device.type == "cpu"
+            check(
+                on_cpu,
+                f"{name}: the images are on {device}: give them on the CPU; dataset.to(device) moves them",
+            )
             _warn_of_darkness(name, images)
         self.fingerprint = fingerprint or self._digest()
 
@@ -173,7 +189,7 @@ class ImageDataset(torch.utils.data.Dataset):
         indices: typing.Sequence[int] | torch.Tensor,  # which images
     ) -> tuple[torch.Tensor, torch.Tensor]:
         "Images (b, 3, size, size) in [-1, 1] and labels (b,)."
-        chosen = send(as_rows(indices), self.labels.device)
+        chosen = send(as_rows(indices, len(self)), self.labels.device)
         if isinstance(self.images, torch.Tensor):
             pixels = self.images[chosen]
         else:
@@ -181,7 +197,7 @@ class ImageDataset(torch.utils.data.Dataset):
         return from_uint8(pixels), self.labels[chosen]
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        if not -len(self) <= i < len(self):
+        if not -len(self) <= whole_number(i, "the index") < len(self):
             raise IndexError(f"{self.name}: no image {i} among {len(self)}")
         x, y = self.batch([i])
         return x[0], int(y[0])
@@ -191,7 +207,7 @@ class ImageDataset(torch.utils.data.Dataset):
         indices: typing.Sequence[int] | torch.Tensor,  # which images, in which order
     ) -> "ImageDataset":
         "The chosen images as a dataset of their own."
-        chosen = as_rows(indices)
+        chosen = as_rows(indices, len(self))
         images: torch.Tensor | MappedRows
         if isinstance(self.images, torch.Tensor):
             images = self.images[chosen]
@@ -212,14 +228,14 @@ class ImageDataset(torch.utils.data.Dataset):
         device: torch.device,  # where `batch` shall compute
     ) -> "ImageDataset":
         "The same dataset, with all of its images in the memory of a device."
-        pixels = torch.empty(self.images.shape, dtype=torch.uint8, device=device)
+        pixels = torch.empty(self.images.shape, dtype=torch.uint8, device=get_device(device))
         for start in range(0, len(self), 1024):
             part = np.ascontiguousarray(self.images[start : start + 1024])
             pixels[start : start + 1024] = torch.tensor(part)
 
         moved = copy.copy(self)
         moved.images = pixels
-        moved.labels = self.labels.to(device)
+        moved.labels = self.labels.to(pixels.device)
         return moved
 
 
@@ -414,6 +430,10 @@ def render_shapes(
     size: int = 32,  # height and width in pixels
 ) -> torch.Tensor:
     "Draw the images that the factors describe, uint8 (n, 3, size, size)."
+    lengths = [len(grid) for grid in FACTORS.values()]
+    drawable = factors.ndim == 2 and factors.shape[1] == len(lengths) and factors.dtype == torch.int64
+    drawable = drawable and bool(((factors >= 0) & (factors < torch.tensor(lengths))).all())
+    check(drawable, f"factors: int64 (n, {len(lengths)}) is needed, from 0 and below {lengths}")
     ramp = (torch.arange(size) + 0.5) / size
     ends = _look_up(BACKGROUNDS.values(), factors[:, 5])  # (n, top and bottom, 3)
     top, bottom = ends[..., None].unbind(1)
@@ -445,13 +465,14 @@ class Shapes(ImageDataset):
         n = whole_number(n, "Shapes: n", 1)
         size = whole_number(size, "Shapes: size")
         check(size >= 8, f"Shapes: size is {size}; below 8 pixels the outlines cannot be told apart")
+        images = torch.empty(n, 3, size, size, dtype=torch.uint8)  # at once, so that too many fail at once
         generator = make_generator(seed)
         choices = [torch.randint(len(grid), (n,), generator=generator) for grid in FACTORS.values()]
         self.factors = torch.stack(choices, dim=1)
 
         part_size = max(1, 512 * 32**2 // size**2)  # bounds the memory that drawing takes
-        parts = [render_shapes(part, size) for part in self.factors.split(part_size)]
-        images = torch.cat(parts)
+        for rows in torch.arange(n).split(part_size):
+            images[rows] = render_shapes(self.factors[rows], size)
         content = f"shapes-1 {n} {seed} {size}"
         fingerprint = hashlib.sha256(content.encode()).hexdigest()
         super().__init__(images, self.factors[:, 0], FACTORS["class"], "shapes", fingerprint)
@@ -483,8 +504,11 @@ class ShuffledBatches:
         rank: int = 0,  # this process ...
         world: int = 1,  # ... of so many; each takes its share of every batch
     ) -> None:
-        fits = 1 <= batch_size <= n
+        batch_size = whole_number(batch_size, "batch_size")
+        fits = 1 <= batch_size <= whole_number(n, "n")
         check(fits, f"batch_size is {batch_size}, but the dataset has {n} images: choose 1 to {n}")
+        known = 0 <= whole_number(rank, "rank") < whole_number(world, "world", 1)
+        check(known, f"rank is {rank}, but there are {world} processes: choose 0 to {world - 1}")
         divides = batch_size % world == 0
         check(divides, f"batch_size {batch_size} cannot be shared equally by {world} processes")
         self.n = n
@@ -504,7 +528,7 @@ class ShuffledBatches:
         """This process's indices at a step. Every pass is a new permutation.
 
         What does not fill a last batch waits for a later pass."""
-        epoch, position = divmod(step, self.n // self.batch_size)
+        epoch, position = divmod(whole_number(step, "step", 0), self.n // self.batch_size)
         if getattr(self, "_epoch", None) != epoch:  # permuting anew at every step would be slow
             self._epoch = epoch
             self._order = self._permutation(epoch)
@@ -519,6 +543,7 @@ def horizontal_flip(
     generator: torch.Generator | None = None,  # source of the coin flips
 ) -> torch.Tensor:
     "Mirror a random half of the images, left to right."
+    check(x.ndim == 4, f"x has the shape {tuple(x.shape)}: a batch is needed, (b, c, h, w)")
     device = x.device if generator is None else generator.device
     coins = torch.rand(len(x), generator=generator, device=device) < 0.5
     mirrored = coins.to(x.device)

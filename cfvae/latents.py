@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .core import CfvaeError, check, check_classes, whole_numbers
-from .data import as_rows, send
+from .core import CfvaeError, check, check_batch, check_classes, get_device, whole_number
+from .data import as_rows, class_indices, send
 from .hvae import finite_number
 
 
@@ -27,7 +27,7 @@ def _per_channel(
     "As float32 in a shape that goes with codes, (channels, 1, 1)."
     needed = "one number, or one per channel, is needed"
     try:
-        given = torch.as_tensor(values, dtype=torch.float32)
+        given = torch.as_tensor(values, dtype=torch.float32).detach().clone()  # nobody changes it later
     except (TypeError, ValueError, RuntimeError):
         raise CfvaeError(f"{name} is {values!r}: {needed}") from None
     along_one = given.numel() == max(given.shape, default=1) > 0
@@ -70,6 +70,7 @@ class LatentScaler(nn.Module):
         clip: float = 4.0,  # see the constructor
     ) -> "LatentScaler":
         "Shift and scale that give every channel mean 0 and standard deviation 1 over these codes."
+        check_batch(latents, (None, None, None), "latents")
         spread, mean = torch.std_mean(latents.double(), dim=(0, 2, 3))
         return cls(mean, spread.clamp_min(1e-6), clip)
 
@@ -103,12 +104,16 @@ class LatentDataset(torch.utils.data.Dataset):
         scaler: LatentScaler,  # standardises
         fingerprint: str,  # of autoencoder and images together
     ) -> None:
-        labels = whole_numbers(labels, "labels", "whole numbers are needed, one class index a code")
-        n = len(latents)
-        check(n == len(labels), f"{n} codes but {len(labels)} labels")
-        self.latents = latents
-        self.labels = labels
+        is_array = isinstance(latents, (np.ndarray, torch.Tensor)) and latents.ndim == 4
+        check(is_array, "codes: an array or a tensor is needed, (n, channels, r, r)")
+        channels = scaler.shift.numel(), scaler.scale.numel()
+        fits = set(channels) <= {1, latents.shape[1]}
+        check(fits, f"the codes have {latents.shape[1]} channels, and the scaler is for {max(channels)}")
         self.classes = check_classes(classes, "codes")
+        self.labels = class_indices(labels, len(self.classes), "codes")
+        n = len(latents)
+        check(n == len(self.labels), f"{n} codes but {len(self.labels)} labels")
+        self.latents = latents
         self.scaler = scaler
         self.fingerprint = fingerprint
 
@@ -120,7 +125,7 @@ class LatentDataset(torch.utils.data.Dataset):
         indices: torch.Tensor | Sequence[int],  # which codes
     ) -> tuple[torch.Tensor, torch.Tensor]:
         "Standardised codes and labels."
-        rows = send(as_rows(indices), self.labels.device)
+        rows = send(as_rows(indices, len(self)), self.labels.device)
         if isinstance(self.latents, torch.Tensor):
             codes = self.latents[rows]
         else:
@@ -128,7 +133,7 @@ class LatentDataset(torch.utils.data.Dataset):
         return self.scaler(codes.float()), self.labels[rows]
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        if not -len(self) <= i < len(self):
+        if not -len(self) <= whole_number(i, "the index") < len(self):
             raise IndexError(f"no code {i} among {len(self)}")
         codes, labels = self.batch([i])
         return codes[0], int(labels[0])
@@ -143,6 +148,7 @@ class LatentDataset(torch.utils.data.Dataset):
         device: torch.device,  # where `batch` shall compute
     ) -> "LatentDataset":
         "The same dataset, with all of its codes in the memory of a device."
+        device = get_device(device)
         latents = torch.as_tensor(np.array(self.latents)).to(device)
         scaler = copy.deepcopy(self.scaler).to(device)
         return LatentDataset(latents, self.labels.to(device), self.classes, scaler, self.fingerprint)

@@ -2,13 +2,14 @@
 
 import json
 import shlex
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .. import onnx_export
 from ..core import CfvaeError, check, get_device
-from ..files.codes import encode_dataset, is_codes_file, refuse_foreign_codes
+from ..files.codes import codes_fingerprint, encode_dataset, is_codes_file, refuse_foreign_codes
 from ..files.open import open_dataset
 from ..files.ways import check_way
 from ..published import load_published_pipeline, read_header
@@ -35,8 +36,14 @@ def encode(
 
     dataset = open_dataset(data, autoencoder.config.size, train=not validation)
     autoencoder.to(get_device(device))
+    earlier = codes_fingerprint(out)
     with unwinding_on_signals():
-        latents = encode_dataset(autoencoder, dataset, out, flip).latents
+        codes = encode_dataset(autoencoder, dataset, out, flip)
+    if earlier not in (None, codes.fingerprint):
+        warnings.warn(
+            f"codes of other images or of another model were in {out}, and are replaced", stacklevel=1
+        )
+    latents = codes.latents
     shape = describe_shape(latents.shape[1:])
     files = f"latents.npy ({latents.dtype}) and latents.json (shift and scale)"
     print(f"{len(latents)} codes of shape {shape} in {out}: {files}")

@@ -16,6 +16,7 @@ import zipfile
 from pathlib import Path, PureWindowsPath
 
 from ..core import CfvaeError, check
+from .folders import COUNT_FILE, state_of
 from .names import printable
 from .store import new_folder, remove_older, source_tag
 
@@ -23,7 +24,6 @@ ARCHIVES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", ".zip")
 BOMB_RATIO = 50  # unpacked bytes may be so many times the archive's
 BOMB_FLOOR = 2**30  # and always so many
 MEMBER_COST = 512  # bytes that an empty member counts for
-COUNT_FILE = ".cfvae-count"  # among what is unpacked: how many files that were
 BLOCK = 1 << 16  # bytes copied at a time
 HEADER_LIMIT = 1 << 20  # bytes of what stands before one member of a .tar: its name, and notes about it
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)  # of a disk, to be written to
@@ -57,7 +57,7 @@ def unpack(
         f"{printable(archive)} is neither a folder nor one of {', '.join(ARCHIVES)}",
     )
     status = archive.stat()
-    version = hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:16]
+    version = hashlib.sha256(state_of(status).encode()).hexdigest()[:16]
     target = Path(cache) / "unpacked" / f"{source_tag(archive)}-{version}"
     if _is_whole(target):
         return target
@@ -240,6 +240,7 @@ def _check_end(tar: tarfile.TarFile, archive: Path) -> None:
 
     Behind them lies the checksum of .gz, which reading to the end verifies."""
     stream = typing.cast(typing.IO[bytes], tar.fileobj)
+    check(stream.tell() > tar.offset, f"{archive.name} is cut off: it has no end mark; copy or load it again")
     if archive.name.lower().endswith(".tar"):
         stream.seek(tar.offset)
     for _ in range(64):

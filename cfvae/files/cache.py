@@ -38,6 +38,8 @@ class FileImages(ImageDataset):
     enlarged = 0  # images smaller than asked for
     extreme: tuple[str, ...] = ()  # images that came out nearly black or white
     many_bits = ""  # of the first images: one of more than 8 bits, and what is taken as white
+    alike = 0  # images that are an earlier one again, pixel by pixel; black and white ones are not counted
+    alike_pair: tuple[str, ...] = ()  # the first of them, and the one that it is the same as
 
 
 def decode_listing(
@@ -49,8 +51,9 @@ def decode_listing(
 ) -> FileImages:
     """Decode a listing's images, or reuse the copy that was decoded from the same files.
 
-    Unreadable ones are left out and listed in `.skipped` as (name, reason). Raises `CfvaeError` where none is
-    left, where the copy cannot be written, and for two classes that are shown by one name."""
+    Unreadable ones are left out and listed in `.skipped` as (name, reason); the copy is made anew once one of
+    them can be read. Raises `CfvaeError` where none is left, where the copy cannot be written, and for two
+    classes that are shown by one name."""
     check_classes(listing.classes, name)  # escaped, two folders' names can become one
     prefix = f"{tag}-{size}"
     target = Path(cache) / "images" / f"{prefix}-{listing.key()[:16]}"
@@ -60,7 +63,14 @@ def decode_listing(
         decoded = _decode_all(paths, size)
         store_images(folder, decoded, listing.names, listing.labels, listing.classes, size)
 
-    dataset = load_or_fill(target, prefix, size, name, len(paths) * 3 * size**2, fill)
+    def is_stale(copy: FileImages) -> bool:
+        left_out = {image for image, _ in copy.skipped}
+        again = [
+            path for path, image in zip(paths, listing.names, strict=True) if printable(image) in left_out
+        ]
+        return any(try_decode(path, size)[0] is not None for path in again)
+
+    dataset = load_or_fill(target, prefix, size, name, len(paths) * 3 * size**2, fill, is_stale)
     dataset.split = listing.split
     dataset.many_bits = _many_bits(listing)
     for note in [*listing.notes, *_notes(dataset, listing)]:
@@ -92,6 +102,12 @@ def _notes(dataset: FileImages, listing: Listing) -> list[str]:
         notes.append(
             f"{dataset.enlarged} of {len(dataset)} images are smaller than {dataset.size} pixels "
             "and were enlarged: a smaller size would waste less"
+        )
+    if dataset.alike:
+        later, earlier = map(printable, dataset.alike_pair)
+        notes.append(
+            f"{dataset.alike} of {len(dataset)} images are copies of others, as {later} is of {earlier}: "
+            "one may be held out while the other is learned from"
         )
     for image in dataset.extreme:
         found = many_bit_range(listing.root / image)
@@ -134,6 +150,8 @@ def store_images(
     skipped: list[tuple[str, str]] = []
     enlarged = 0
     extreme: list[str] = []
+    first_of: dict[bytes, str] = {}  # what an image holds -> the first that holds it
+    alike_pair: tuple[str, ...] = ()
     digest = _digest_classes(classes)
     with RowWriter(folder / "images.npy", "|u1", (3, size, size)) as writer:
         for (pixels, about), name, label in zip(decoded, names, labels, strict=True):
@@ -146,6 +164,10 @@ def store_images(
             enlarged += int(about) < size
             if pixels.max() <= DARK or pixels.min() >= BRIGHT:
                 extreme.append(name)
+                continue
+            earlier = first_of.setdefault(hashlib.sha256(pixels).digest()[:16], name)
+            if earlier != name and not alike_pair:
+                alike_pair = (name, earlier)
     reasons = first_few([f"{name} ({reason})" for name, reason in skipped])
     check(bool(kept), f"none of the {len(names)} images can be read: {reasons}")
 
@@ -159,10 +181,19 @@ def store_images(
         "skipped": skipped,
         "small": enlarged,
         "extreme": extreme,
+        "alike": len(kept) - len(extreme) - len(first_of),
+        "alike_pair": alike_pair,
         "fingerprint": digest.hexdigest(),
         "written": _when_written(folder),
     }
+    about_all["checksum"] = _checksum(about_all)
     write_synced(folder / "meta.json", json.dumps(about_all).encode())
+
+
+def _checksum(meta: dict[str, typing.Any]) -> str:
+    "Of all that is noted about a copy but this."
+    noted = {key: value for key, value in meta.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(noted, sort_keys=True).encode()).hexdigest()
 
 
 def _digest_classes(classes: typing.Iterable[str]) -> "hashlib._Hash":
@@ -194,10 +225,11 @@ def load_or_fill(
     name: str,  # for messages
     need: int,  # bytes that filling takes
     fill: typing.Callable[[Path], None],  # writes the files of `store_images` into a folder
+    is_stale: typing.Callable[[FileImages], bool] = lambda copy: False,  # whether what is there is of no use
 ) -> FileImages:
     "The dataset in a cache folder, filled first if it has to be."
     stored = _load(target, size, name)
-    if stored is not None:
+    if stored is not None and not is_stale(stored):
         return stored
     shutil.rmtree(target, ignore_errors=True)
     with new_folder(target, need) as folder, warnings.catch_warnings():
@@ -218,6 +250,11 @@ def _load(folder: Path, size: int, name: str) -> FileImages | None:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         images = np.load(folder / "images.npy", mmap_mode="r")
         labels = np.load(folder / "labels.npy")
+        # copies of earlier versions have no checksum
+        check(
+            meta.get("checksum", _checksum(meta)) == _checksum(meta),
+            "the notes are not those that were written",
+        )
         fits = images.shape == (len(labels), 3, size, size) and images.dtype == np.uint8
         check(fits, "the array does not fit its labels")
         check(_is_intact(folder, meta, images, labels), "the arrays are not those that were written")
@@ -225,6 +262,8 @@ def _load(folder: Path, size: int, name: str) -> FileImages | None:
         dataset.skipped = [(str(image), str(reason)) for image, reason in meta["skipped"]]
         dataset.enlarged = int(meta["small"])
         dataset.extreme = tuple(map(str, meta.get("extreme", ())))  # copies of earlier versions have none
+        dataset.alike = int(meta.get("alike", 0))
+        dataset.alike_pair = tuple(map(str, meta.get("alike_pair", ())))
         return dataset
     except (*NO_ARRAY, KeyError, AttributeError, RecursionError):
         return None

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..autoencoder import Autoencoder
 from ..checkpoints import way_out_of, write_synced
-from ..core import CfvaeError, check, check_path, device_of
+from ..core import CfvaeError, check, check_path, device_of, whole_number
 from ..data import ImageDataset
 from ..latents import LatentDataset, LatentScaler, weights_fingerprint
 from ..pretrained import PretrainedAutoencoder
@@ -50,7 +50,9 @@ def encode_dataset(
     Codes already in `folder` are used if they are whole and autoencoder, images and flip still the same, else
     made anew. Raises `CfvaeError` for codes that are not finite, where they cannot be written, where another
     process is writing them, and where the files in their place are not of cfvae."""
+    check(len(dataset) > 0, f"{dataset.name} has no images: give some to encode")
     folder = check_path(folder)
+    batch_size = whole_number(batch_size, "batch_size", 1)
     labels = dataset.labels.repeat(2 if flip else 1)
     fingerprint = _fingerprint(autoencoder, dataset, flip)
 
@@ -98,8 +100,8 @@ def refuse_foreign_codes(
     check(folder.is_dir() or not folder.exists(), f"{folder} is a file: codes need a folder")
     present = [name for name in ("latents.npy", "latents.json") if os.path.lexists(folder / name)]
     about = _read_fields(folder)
-    of_first_version = "fingerprint" in about and FIRST_FIELDS.issuperset(about)
-    ours = about.get("format") == FORMAT or of_first_version
+    of_cfvae = about.get("format") == FORMAT or about.keys() == FIRST_FIELDS
+    ours = of_cfvae and not (folder / "latents.npy").is_dir()
     message = f"{folder} holds a {' and a '.join(present)} that cfvae did not write, or that are damaged"
     check(ours or not present, f"{message}: move them away, or choose another folder")
 
@@ -110,6 +112,13 @@ def is_codes_file(
     "Whether `encode_dataset` gives files such names, for ever or while it works."
     known = ("latents.npy", "latents.json", LOCK_FILE, OWNER_FILE)
     return name in known or LEFTOVER.fullmatch(name) is not None
+
+
+def codes_fingerprint(
+    folder: Path,  # of codes; it need not exist
+) -> str | None:
+    "What the codes in a folder were made from; None where there are none."
+    return _read_fields(folder).get("fingerprint")
 
 
 def _read_fields(folder: Path) -> Fields:

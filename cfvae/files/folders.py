@@ -15,13 +15,19 @@ from .suspicions import suspicions
 
 READABLE = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
 SUFFIXES = READABLE | {".mpo", ".heic", ".heif"}  # tried as well, so that they are reported
-SIGNATURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|II\*\0|MM\0\*|RIFF....WEBP", re.DOTALL)
+SIGNATURE = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|II\*\0|MM\0\*|RIFF....WEBP"
+    rb"|BM....\0\0\0\0|\0\0\0\x0cjP  |....ftypavi[fs]",
+    re.DOTALL,
+)
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "test", "testing", "dev", "eval")
 FILLERS = (
     r"set|sets|data|dataset|images?|imgs?|pics?|pictures?|photos?|split|folder|seg"  # train_images, seg_test
 )
+PACKED = (".tar", ".tgz", ".txz", ".tar.xz", ".tar.gz", ".tar.bz2", ".zip", ".7z", ".rar")  # not looked into
 RUN_FILES = {"recipe.json", "run.lock"}  # of a folder that training wrote: its pictures are no data
+COUNT_FILE = ".cfvae-count"  # in a folder where cfvae unpacked an archive: how many files that were
 MAX_DEPTH = 64  # folders inside each other
 DECODING_VERSION = 2  # raising it makes every cached array be decoded again
 
@@ -38,7 +44,8 @@ class Folder:
     images: list[str]  # its own images
     folders: list["Folder"]  # sub-folders with an image somewhere below
     empty: list[str]  # sub-folders without one
-    again: list[str]  # links to folders that were scanned before
+    again: list[str]  # links to folders that are scanned without them
+    packed: list[str] = dataclasses.field(default_factory=list)  # archives, which are left as they are
 
     @property
     def base(self) -> str:
@@ -66,8 +73,8 @@ def scan_folder(
 ) -> Folder:
     """Collect the images of a tree, sorted by name, without opening them.
 
-    Hidden files and runs of cfvae are ignored; each real folder is entered once. Raises `CfvaeError` for one
-    not to be read."""
+    Hidden files are ignored, as are runs and copies that cfvae made; each real folder is entered once. Raises
+    `CfvaeError` for one not to be read."""
     entered = set() if entered is None else entered
     path = os.path.join(root, name)
     entered.add(os.path.realpath(path))
@@ -75,14 +82,17 @@ def scan_folder(
 
     folder = Folder(name, [], [], [], [])
     entries = _entries(path)
-    if RUN_FILES <= {entry.name for entry in entries}:
+    is_copy = name and os.path.exists(os.path.join(path, COUNT_FILE))
+    if is_copy or RUN_FILES <= {entry.name for entry in entries}:
         return folder
     for entry in sorted(entries, key=os.path.islink):  # the folder itself before a link to it
         inner_name = f"{name}/{entry.name}" if name else entry.name
         if not os.path.isdir(entry.path):
             if _is_image(entry):
                 folder.images.append(inner_name)
-        elif os.path.realpath(entry.path) in entered:
+            elif entry.name.lower().endswith(PACKED):
+                folder.packed.append(inner_name)
+        elif os.path.realpath(entry.path) in entered or _leads_back(entry, root):
             folder.again.append(inner_name)
         else:
             _add(folder, scan_folder(root, inner_name, entered))
@@ -95,13 +105,27 @@ def _entries(path: str) -> list[os.DirEntry]:
     "What lies in a folder, sorted by name, without what is hidden and what macOS adds to archives."
     try:
         with os.scandir(path) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith(".")]
+            visible = [entry for entry in entries if _is_visible(entry.name)]
     except OSError as error:
         raise CfvaeError(f"cannot read the folder {printable(path)}: {error.strerror}") from None
-    return sorted((entry for entry in visible if entry.name != "__MACOSX"), key=lambda entry: entry.name)
+    return sorted(visible, key=lambda entry: entry.name)
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def _leads_back(entry: os.DirEntry, root: str | Path) -> bool:
+    "Whether a link leads to a folder of the tree that is scanned at its own place, now or later."
+    if not entry.is_symlink():
+        return False
+    end = Path(os.path.realpath(entry.path))
+    top = Path(os.path.realpath(root))
+    return end.is_relative_to(top) and all(map(_is_visible, end.relative_to(top).parts))
 
 
 def _add(folder: Folder, inner: Folder) -> None:
+    folder.packed += inner.packed
     if inner.images or inner.folders:
         folder.folders.append(inner)
     else:
@@ -174,6 +198,15 @@ def _first_of(names: tuple[str, ...], folders: dict[str, Folder]) -> Folder | No
     return next((folders[name] for name in names if name in folders), None)
 
 
+def state_of(
+    status: os.stat_result,  # of a file
+) -> str:
+    """What changes with a file's content or its rights.
+
+    Two files that change places may keep size and time; the time of their last renaming they do not keep."""
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Listing:
     "The images of one split of a tree, none of them opened yet."
@@ -194,7 +227,7 @@ class Listing:
         for name, label in zip(self.names, self.labels, strict=True):
             try:
                 status = os.stat(self.root / name)
-                about = f"{label} {status.st_size} {status.st_mtime_ns} "
+                about = f"{label} {state_of(status)} "
             except OSError:
                 about = "gone "
             digest.update(about.encode() + os.fsencode(name) + b"\0")
@@ -213,11 +246,14 @@ def list_folder(
     tree = scan_folder(root)
     empty = not tree.images and not tree.folders
     known_formats = ", ".join(FORMATS)
-    check(not empty, f"{name} holds no images: expected one folder per class, or images ({known_formats})")
+    expected = f"expected one folder per class, or images ({known_formats})"
+    if tree.packed:
+        expected = f"unpack the archives in it ({first_few(tree.packed)}), each into a folder of its own"
+    check(not empty, f"{name} holds no images: {expected}")
     top = class_root(tree, train)
     if top is None:
         raise NoValidationSplit(
-            f"{name} has no validation split (a folder val beside train): "
+            f"{name} has no validation split (a folder val with images, beside train): "
             "divide the training images with hold_out"
         )
 
@@ -225,7 +261,8 @@ def list_folder(
     folders = _class_folders(top)
     if not folders and not classes:
         flat = top.all_images()
-        return Listing(Path(root), tuple(flat), (-1,) * len(flat), ("all",), split=top.split_name())
+        notes = _packed(tree)
+        return Listing(Path(root), tuple(flat), (-1,) * len(flat), ("all",), notes, top.split_name())
     unknown = [folder.base for folder in folders if folder.base not in classes]
     if unknown or not folders:
         surplus = first_few(unknown or ["none at all"])
@@ -240,7 +277,7 @@ def list_folder(
     shown_classes = tuple(printable(class_name) for class_name in classes)
     counts = {folder.base: len(folder.all_images()) for folder in folders}
     sub_folders = {folder.base: tuple(inner.base for inner in folder.folders) for folder in folders}
-    notes = _beside_the_split(tree, top) + _left_out(top) + suspicions(counts, sub_folders)
+    notes = _beside_the_split(tree, top) + _left_out(top) + _packed(tree) + suspicions(counts, sub_folders)
     return Listing(Path(root), tuple(images), tuple(labels), shown_classes, notes, top.split_name())
 
 
@@ -250,23 +287,36 @@ def _class_folders(top: Folder) -> list[Folder]:
 
 
 def _beside_the_split(tree: Folder, top: Folder) -> tuple[str, ...]:
-    "A folder train is taken as a split, whatever stands beside it; but beside a bus a train is a class."
+    """A folder train is taken as a split, whatever stands beside it; but beside a bus a train is a class.
+
+    And of val2014 and val2017 the first is taken."""
     beside = _beside(tree, top)
     if not beside:
         return ()
     split = top.split_name()
-    way_out = f"if {printable(split)} is a class and no split, give its folder another name"
+    way_out = (
+        f"if {printable(split)} is a class, or not the split that is meant, give its folder another name"
+    )
     return (f"folders beside {printable(split)} are left out: {first_few(beside)}; {way_out}",)
 
 
 def _beside(folder: Folder, top: Folder) -> list[str]:
-    "The folders with images beside the way from a folder down to the classes; none where several are splits."
+    """The folders with images beside the way from a folder down to the classes.
+
+    Where several are splits, only those that are so by the same name."""
     if folder is top:
         return []
     (inner,) = (inner for inner in folder.folders if f"{top.name}/".startswith(f"{inner.name}/"))
     others = [other.base for other in folder.folders if other is not inner]
-    divided = any(_role(name) in TRAIN_NAMES + VAL_NAMES for name in others)
-    return ([] if divided else others) + _beside(inner, top)
+    if any(_role(name) in TRAIN_NAMES + VAL_NAMES for name in others):
+        others = [name for name in others if _role(name) == _role(inner.base)]
+    return others + _beside(inner, top)
+
+
+def _packed(tree: Folder) -> tuple[str, ...]:
+    if not tree.packed:
+        return ()
+    return (f"archives are left out: unpack {first_few(tree.packed)} if images are in there",)
 
 
 def _left_out(top: Folder) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from ..core import CfvaeError, check
+from ..core import CfvaeError, check, check_path
 from ..data import ImageDataset, Shapes
 from .archives import unpack
 from .cache import Decoded, FileImages, decode_listing, load_or_fill, store_images
@@ -37,6 +37,10 @@ def open_dataset(
 
     Raises `CfvaeError` for a name, path or tree that cannot be used."""
     check(isinstance(spec, str), f"a dataset is named by a string: {SPECS}")
+    check(
+        isinstance(train, bool), f"train is {train!r}: True is the training split, False the validation split"
+    )
+    cache = check_path(cache, "the cache")
     check(
         type(size) is int and 1 <= size <= MAX_SIZE,
         f"size is {size!r}, but must be a whole number of pixels from 1 to {MAX_SIZE}",
@@ -75,17 +79,20 @@ def _expand(text: str) -> Path:
 
 def _open_shapes(options: str, size: int, train: bool) -> Shapes:
     "Generated images; the validation images are those of another seed."
-    values = {"n": 10000, "seed": 0}
+    defaults = {"n": 10000, "seed": 0}
+    values: dict[str, int] = {}
     for option in filter(None, options.split(",")):
         key, _, text = option.partition("=")
         key, text = key.strip(), text.strip()
         check(
-            key in values,
+            key in defaults,
             f"shapes has no option '{printable(key)}': it has n and seed, as in shapes:n=2000,seed=1",
         )
         is_number = re.fullmatch(r"\d{1,9}", text, re.ASCII) is not None
         check(is_number, f"shapes: {key} must be a whole number, not '{printable(text)}'")
+        check(key not in values, f"shapes: {key} is given twice: leave one of them out")
         values[key] = int(text)
+    values = defaults | values
     seed = values["seed"] if train else values["seed"] + VALIDATION_SEED
     return Shapes(values["n"], seed, size)
 
@@ -113,7 +120,7 @@ def cifar10(
 
 def _open_cifar10(size: int, train: bool, cache: str | Path) -> ImageDataset:
     "CIFAR-10 as it is, or resized once into the cache."
-    dataset = cifar10("data" if str(cache) == CACHE else str(cache), train)
+    dataset = cifar10("data" if Path(cache) == Path(CACHE) else str(cache), train)
     if size == dataset.size:
         return dataset
     prefix = f"cifar10-{size}-{'train' if train else 'test'}"
@@ -175,6 +182,7 @@ def require_classes(
         "labels are needed.\nPut the images of each class into a folder of its own, at least two, "
         "or train without labels: --set conditional=false"
     )
+    check(len(dataset) > 0, f"{dataset.name} has no images: give some")
     low, high = int(dataset.labels.min()), int(dataset.labels.max())
     check(low >= 0, f"{dataset.name} has images without a class, but {way_out}")
     only_class = dataset.classes[low]

@@ -31,14 +31,17 @@ def _odd_counts(counts: dict[str, int]) -> typing.Iterator[str]:
 
 
 def _odd_names(names: typing.Iterable[str]) -> typing.Iterator[str]:
-    "Names that differ only by case, by spaces around them, or in how their letters are encoded."
+    "Names that differ only by case, by spaces around them, by zeros in front, or in how they are encoded."
     alike: dict[str, list[str]] = {}
     for name in names:
         plain = unicodedata.normalize("NFKC", name).strip().casefold()
+        plain = str(int(plain)) if re.fullmatch(r"\d{1,99}", plain, re.ASCII) else plain
         alike.setdefault(plain, []).append(f"'{name}'")
     groups = [" and ".join(group) for group in alike.values() if len(group) > 1]
     if groups:
         yield f"classes whose names are nearly the same are kept apart: {first_few(groups)}"
+    if "-1" in alike:
+        yield "-1 is taken for a class: where it stands for none, leave its label empty, or its folder out"
 
 
 def _odd_nesting(inside: dict[str, tuple[str, ...]]) -> typing.Iterator[str]:

@@ -1,6 +1,7 @@
 """Labels from a table: a CSV file, or JSON lines as `metadata.jsonl` has them."""
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -15,6 +16,7 @@ from .suspicions import suspicions
 
 FILE_COLUMNS = ("file_name", "filename", "file", "image", "path")
 LABEL_COLUMNS = ("label", "class", "category")
+SPLIT_COLUMNS = ("split", "subset", "fold", "set", "partition")  # nothing is divided by them
 UNREADABLE = (OSError, ValueError, RecursionError, csv.Error)  # ValueError: no text in UTF-8, or no JSON
 
 Row = dict[str, typing.Any]
@@ -34,39 +36,67 @@ def list_table(
     if not train:
         raise NoValidationSplit(f"{name} has no validation split: divide the training images with hold_out")
     try:
-        rows = _read_rows(path)
+        columns, rows = _read_rows(path)
     except UNREADABLE as error:
         form = "a CSV file with a header, or one JSON object a line, in UTF-8"
         raise CfvaeError(f"{name} cannot be read ({error}): it has to be {form}") from None
     check(len(rows) > 0, f"{name} names no images")
 
-    file_column = _find_column(rows[0], FILE_COLUMNS, name)
-    label_column = _find_column(rows[0], LABEL_COLUMNS, name)
-    files = [_file(row.get(file_column), f"{name}: row {number}") for number, row in enumerate(rows, 1)]
+    file_column = _find_column(columns, FILE_COLUMNS, name)
+    label_column = _find_column(columns, LABEL_COLUMNS, name)
+    for number, row in enumerate(rows, 1):
+        complete = None not in row and file_column in row and label_column in row
+        way_out = "write one for every column, and what has a comma in it in quotation marks"
+        check(
+            complete,
+            f"{name}: row {number} has other cells than the columns {first_few(columns, 8)}: {way_out}",
+        )
+    files = [_file(row[file_column], f"{name}: row {number}") for number, row in enumerate(rows, 1)]
     outside = [file for file in files if not _is_inside(file)]
     check(not outside, f"{name} names files that are not below its folder: {first_few(outside)}")
-    labels = [_label(row.get(label_column), f"{name}: row {number}") for number, row in enumerate(rows, 1)]
-    return _listing(path.parent, _once(files, labels, name), len(rows))
+    labels = [_label(row[label_column], f"{name}: row {number}") for number, row in enumerate(rows, 1)]
+    listing = _listing(path.parent, _once(files, labels, name), len(rows))
+    notes = _unread(columns, (file_column, label_column))
+    return dataclasses.replace(listing, notes=(*notes, *listing.notes))
 
 
-def _read_rows(path: Path) -> list[Row]:
+def _read_rows(path: Path) -> tuple[list[str], list[Row]]:
+    "The names of the columns, and the rows; under None, what a row has more than there are columns."
     text = path.read_text(encoding="utf-8-sig").lstrip("\n")  # some programs begin a file with a mark
     if text.lstrip().startswith(("{", "[")):
         rows = [json.loads(line) for line in text.split("\n") if line.strip()]
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError("a line is no JSON object")
-        return rows
+        return list(rows[0]), rows
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows = [{key: cell for key, cell in row.items() if cell is not None} for row in reader]
+    return list(reader.fieldnames or ()), rows
 
 
-def _find_column(row: Row, names: tuple[str, ...], table: str) -> str:
-    "The column that is called one of these names."
-    columns = {str(column).strip().lower(): column for column in row}
-    found = [columns[name] for name in names if name in columns]
-    has = first_few([str(column) for column in row], 8)
+def _find_column(columns: list[str], names: tuple[str, ...], table: str) -> str:
+    "The column that is called by the first of these names that there is."
+    called = [_plain(column) for column in columns]
+    found = [name for name in names if name in called]
+    has = first_few(columns, 8)
     check(len(found) > 0, f"{table} has no column {' or '.join(names)}: it has {has}")
-    return found[0]
+    check(called.count(found[0]) == 1, f"{table} has two columns {found[0]}: rename one of them")
+    return columns[called.index(found[0])]
+
+
+def _plain(column: str) -> str:
+    return column.strip().lower()
+
+
+def _unread(columns: list[str], read: tuple[str, str]) -> tuple[str, ...]:
+    "Columns that could have been meant instead, or would divide the rows."
+    known = FILE_COLUMNS + LABEL_COLUMNS + SPLIT_COLUMNS
+    others = [column for column in columns if column not in read and _plain(column) in known]
+    if not others:
+        return ()
+    return (
+        f"only the columns {first_few(read)} are read, and not {first_few(others)}: all rows are one split",
+    )
 
 
 def _file(value: object, row: str) -> str:

@@ -15,6 +15,7 @@ class _Layout:
     base: Path  # the folder with wnids.txt
     splits: dict[str, Folder]  # train, val, test
     codes: list[str]  # of the classes that have training images, sorted
+    lacking: list[str]  # of those that should, and have none
 
 
 def list_tiny_imagenet(
@@ -44,6 +45,10 @@ def list_tiny_imagenet(
     notes = []
     if len(images) < len(code_of):
         notes.append(f"{len(code_of) - len(images)} images without a known class are left out")
+    if layout.lacking:
+        notes.append(
+            f"classes of wnids.txt without training images are left out: {first_few(layout.lacking)}"
+        )
     if missing:
         absent = first_few(missing)
         notes.append(f"{len(missing)} images named in val_annotations.txt are not there: {absent}")
@@ -60,7 +65,7 @@ def _find_layout(root: Path, name: str) -> _Layout:
         f"{name} has no wnids.txt, so it is not in Tiny-ImageNet's layout: "
         "for plain class folders use folder:PATH",
     )
-    listed = set(code_list.read_text(encoding="utf-8", errors="replace").split())
+    listed = set(_read_text(code_list).split())
     splits = {inner.base: inner for inner in top.folders}
     training = splits["train"].folders if "train" in splits else []
     codes = [folder.base for folder in training if folder.base in listed]
@@ -68,7 +73,7 @@ def _find_layout(root: Path, name: str) -> _Layout:
         bool(codes),
         f"{name} has no training images: expected train/<code>/images/*.JPEG for the codes in wnids.txt",
     )
-    return _Layout(code_list.parent, splits, codes)
+    return _Layout(code_list.parent, splits, codes, sorted(listed - set(codes)))
 
 
 def _training_codes(layout: _Layout) -> tuple[dict[str, str | None], list[str]]:
@@ -94,26 +99,33 @@ def _validation_codes(layout: _Layout, name: str) -> tuple[dict[str, str | None]
 def _read_table(path: Path) -> dict[str, str]:
     """The first two columns of a tab-separated file.
 
-    Raises `CfvaeError` naming the file, or the line that has only one."""
+    Raises `CfvaeError` naming the file, the line that has only one, or what has two seconds."""
     check(
         path.is_file(),
         f"Tiny-ImageNet's layout needs the file {path.name}; for plain class folders use folder:PATH",
     )
-    text = path.read_text(encoding="utf-8", errors="replace")
-    lines = [line for line in text.splitlines() if line.strip()]
-    table = {}
+    lines = [line for line in _read_text(path).splitlines() if line.strip()]
+    table: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         cells = line.split("\t")
         check(len(cells) >= 2, f"{path.name}: row {number} has no second column: {printable(cells[0])[:60]}")
-        table[cells[0].strip()] = cells[1].strip()
+        first, second = cells[0].strip(), cells[1].strip()
+        same = table.setdefault(first, second) == second
+        check(
+            same, f"{path.name}: row {number} says of {printable(first)} something else than a row before it"
+        )
     return table
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8-sig", errors="replace")  # some programs begin a file with a mark
 
 
 def _class_names(layout: _Layout) -> tuple[str, ...]:
     "A word for every code: the first synonym, with the code where two classes share it."
     path = layout.base / "words.txt"
     synonyms = _read_table(path) if path.is_file() else {}
-    words = [printable(synonyms.get(code, code)).split(",")[0].strip() for code in layout.codes]
+    words = [printable(synonyms.get(code, "")).split(",")[0].strip() or code for code in layout.codes]
     unique = [words.count(word) == 1 for word in words]
     return tuple(
         word if alone else f"{word} ({code})"

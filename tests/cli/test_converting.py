@@ -25,7 +25,10 @@ def test_encode(run):
     assert np.array_equal(np.load("codes/latents.npy"), expected)
 
     # codes may be replaced, and nothing else
-    assert "18 codes" in done("encode run/pipeline --data shapes:n=9 --out codes --flip")
+    code, out, err = call("encode run/pipeline --data shapes:n=9 --out codes --flip")
+    told = "codes of other images or of another model were in codes, and are replaced"
+    assert code == 0 and "18 codes" in out and told in err
+    assert told not in call("encode run/pipeline --data shapes:n=9 --out codes --flip")[2]
     Path("codes/holiday.jpg").write_bytes(b"")
     refused("encode run --data shapes:n=9 --out codes", "holiday.jpg", "folder of its own")
     assert Path("codes/holiday.jpg").exists()

@@ -291,6 +291,28 @@ def test_damaged_archives(tmp_path, cache, name):
     assert not list((cache / "unpacked").iterdir())
 
 
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_tar_that_ends_between_two_members(tmp_path, cache, mode):
+    whole = tar_of(tmp_path / "whole.tar", *[(f"{name}/1.png", png()) for name in "abc"])
+    with tarfile.open(whole) as tar:
+        end = tar.getmembers()[-1].offset
+    archive = tmp_path / f"x.tar{mode[1:].replace(':', '.')}"
+    archive.write_bytes(whole.read_bytes()[:end])
+    if mode == "w:gz":
+        archive.write_bytes(gzip.compress(archive.read_bytes()))
+    with pytest.raises(CfvaeError, match=f"{archive.name} is cut off: it has no end mark"):
+        unpack(archive, cache)
+    assert not list((cache / "unpacked").iterdir())
+
+
+def test_another_archive_of_the_same_size_and_time_is_unpacked(tmp_path, cache):
+    for name in ("x.tar", "y.tar"):
+        os.utime(tar_of(tmp_path / name, (f"{name}/1.png", png())), (1, 1))
+    unpack(tmp_path / "x.tar", cache)
+    os.replace(tmp_path / "y.tar", tmp_path / "x.tar")
+    assert (unpack(tmp_path / "x.tar", cache) / "y.tar" / "1.png").is_file()
+
+
 def test_files_that_are_no_archives(tmp_path, cache):
     for name in ("x.rar", "x.7z", "x.png", "noending"):
         (tmp_path / name).write_bytes(b"x")

@@ -140,9 +140,42 @@ def test_wrong_endings_are_no_problem(tmp_path, cache):
     folder.mkdir(parents=True)
     for name in ("really-png.jpg", "noending", "photo.dat", "UPPER.PNG"):
         (folder / name).write_bytes((tmp_path / "x.png").read_bytes())
+    for seed, kind in enumerate(("BMP", "JPEG2000", "GIF", "TIFF", "WEBP"), 1):
+        picture(seed=seed).save(folder / f"no-ending-{kind}", kind)
     (folder / "notes.txt").write_text("BM is how a bitmap begins")
     dataset, told = quiet(f"folder:{tmp_path / 't'}", cache=cache)
-    assert len(dataset) == 4 and not told and not dataset.skipped
+    (note,) = told
+    assert len(dataset) == 9 and not dataset.skipped
+    assert "3 of 9 images are copies of others, as a/noending is of a/UPPER.PNG" in note
+
+
+def test_a_file_that_can_be_read_by_now_is_read(root, cache, monkeypatch):
+    opened = decode.Image.open
+
+    def refuse(path, **options):
+        if os.path.basename(path) == "2.png":
+            raise OSError(24, "Too many open files")
+        return opened(path, **options)
+
+    monkeypatch.setattr(decode.Image, "open", refuse)
+    for _ in range(2):
+        assert quiet(f"folder:{root}", cache=cache)[0].skipped == [("a/2.png", "too many open files")]
+    monkeypatch.undo()
+    dataset, told = quiet(f"folder:{root}", cache=cache)
+    assert len(dataset) == 3 and not dataset.skipped and not told
+
+
+def test_files_that_change_places_are_decoded_again(root, cache):
+    "Of one size and one time, as those of an archive with a fixed date are."
+    for name, value in (("a/1.bmp", 50), ("b/1.bmp", 200)):
+        Image.new("L", (8, 8), value).save(root / name)
+        os.utime(root / name, (1, 1))
+    values = [int(image.max()) for image in quiet(f"folder:{root}", cache=cache)[0].images]
+    os.rename(root / "a" / "1.bmp", root / "aside")
+    os.rename(root / "b" / "1.bmp", root / "a" / "1.bmp")
+    os.rename(root / "aside", root / "b" / "1.bmp")
+    changed = [int(image.max()) for image in quiet(f"folder:{root}", cache=cache)[0].images]
+    assert (values[0], values[3]) == (50, 200) == (changed[3], changed[0])
 
 
 def test_the_copy_is_reused_and_memory_mapped(root, cache, decodings):
@@ -215,6 +248,15 @@ def test_other_numbers_of_the_right_shape_are_noticed(root, cache, decodings, fi
     assert again.labels.tolist() == first.labels.tolist() and np.array_equal(again.images, images)
 
 
+@pytest.mark.parametrize("change", [{"classes": ["b", "a"]}, {"small": 1}, {"skipped": [["a/3.png", "cut"]]}])
+def test_other_notes_are_noticed(root, cache, change):
+    first, _ = quiet(f"folder:{root}", cache=cache)
+    note = next((cache / "images").iterdir()) / "meta.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | change))
+    again, told = quiet(f"folder:{root}", cache=cache)
+    assert again.classes == first.classes == ("a", "b") and not again.skipped and not told
+
+
 def test_a_copy_that_was_moved_is_read_and_kept(root, cache, decodings):
     quiet(f"folder:{root}", cache=cache)
     for path in next((cache / "images").iterdir()).iterdir():
@@ -260,7 +302,8 @@ def test_a_damaged_note_is_written_again(root, cache, decodings, content):
     decodings.clear()
     quiet(f"folder:{root}", cache=cache)
     again = json.loads(note.read_text())
-    assert len(decodings) == 3 and again | {"written": 0} == json.loads(whole) | {"written": 0}
+    when = {"written": 0, "checksum": 0}
+    assert len(decodings) == 3 and again | when == json.loads(whole) | when
 
 
 def test_a_half_written_copy_is_not_used(root, cache, monkeypatch):

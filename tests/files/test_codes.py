@@ -59,6 +59,13 @@ def on_disk(latents: LatentDataset) -> torch.Tensor:
 # --- encoding
 
 
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, "8", True])
+def test_batches_of_no_images(images, tmp_path, batch_size):
+    with pytest.raises(CfvaeError, match="batch_size is .*: a whole number from 1 is needed"):
+        encode(Stub(), images, tmp_path / "codes", batch_size=batch_size)
+    assert not (tmp_path / "codes").exists()
+
+
 def test_codes_equal_direct_encoding(images, tmp_path):
     model = Stub()
     latents = encode(model, images, tmp_path / "codes")
@@ -217,6 +224,7 @@ def test_a_shift_or_scale_that_cannot_be_is_measured_anew(images, tmp_path, fiel
 FOREIGN = {
     "numbers of another program": {"latents.npy": b"measured for weeks"},
     "a description of another program": {"latents.json": b'{"format": 3, "shift": [1]}'},
+    "a fingerprint of another program": {"latents.json": b'{"fingerprint": "mine"}'},
     "no description": {"latents.json": b"[1, 2]", "latents.npy": b"mine"},
     "a cut description": {"latents.json": b'{"fingerprint": "0f', "latents.npy": b"mine"},
 }
@@ -231,6 +239,22 @@ def test_foreign_files_are_refused_and_kept(images, tmp_path, files):
         encode(model, images, tmp_path)
     assert model.calls == 0
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+def test_a_folder_in_place_of_codes_is_refused_before_the_work(images, tmp_path):
+    encode(Stub(), images, tmp_path)
+    (tmp_path / "latents.npy").unlink()
+    (tmp_path / "latents.npy").mkdir()
+    about = (tmp_path / "latents.json").read_bytes()
+    model = Stub()
+    with pytest.raises(CfvaeError, match="that cfvae did not write"):
+        encode(model, images, tmp_path)
+    assert model.calls == 0 and (tmp_path / "latents.json").read_bytes() == about
+
+
+def test_no_images_have_no_codes(images, tmp_path):
+    with pytest.raises(CfvaeError, match="has no images: give some to encode"):
+        encode(Stub(), images.subset([]), tmp_path / "codes")
 
 
 def test_a_way_back_out_of_a_folder_that_is_not_there_hides_nothing(images, tmp_path):

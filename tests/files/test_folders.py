@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shutil
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from trees import grow, picture, quiet
 
 from cfvae.core import CfvaeError
+from cfvae.files.archives import unpack
 from cfvae.files.folders import Folder, class_root, list_folder, scan_folder
 from cfvae.files.names import printable
 from cfvae.files.open import open_dataset, require_classes
@@ -114,6 +116,10 @@ def test_classes_that_only_begin_like_splits_are_classes(tmp_path):
         ),
         (["Cat/1.png", "cat/1.png", "dog/1.png"], "nearly the same are kept apart: 'Cat' and 'cat'"),
         (["caf\u00e9/1.png", "cafe\u0301/1.png", "dog/1.png"], "nearly the same are kept apart"),
+        (["1/1.png", "01/1.png", "2/1.png"], "nearly the same are kept apart: '01' and '1'"),
+        (["-1/1.png", "0/1.png", "1/1.png"], "-1 is taken for a class: where it stands for none, leave"),
+        (["a/1.png", "b/1.png", "c.zip"], "archives are left out: unpack c.zip"),
+        (["1.png", "sub/a.TAR.gz"], "archives are left out: unpack sub/a.TAR.gz"),
         (["cat /1.png", "cat/1.png", "dog/1.png"], "nearly the same are kept apart: 'cat' and 'cat '"),
         ([*(f"a/{i}.png" for i in range(30)), "b/1.png", "c/1.png"], "with a single image.*: b, c"),
         ([f"{c}/1.png" for c in "abcdefghijkl"], "with a single image.*: a, b, c and 9 more"),
@@ -138,6 +144,16 @@ def test_what_stands_beside_a_split_is_told(tmp_path, kinds, above):
     grow(tmp_path, [f"{above}{name}/{i}.png" for name in names for i in range(2)])
     (note,) = list_folder(tmp_path).notes
     assert note.startswith(f"folders beside {above}train are left out: bus, car; if {above}train is a class")
+
+
+def test_of_several_validation_splits_the_other_one_is_told(tmp_path):
+    root = grow(
+        tmp_path,
+        [f"{split}/{name}/1.png" for split in ("train", "val14", "val2014", "val2017") for name in "ab"],
+    )
+    (note,) = list_folder(root, train=False).notes
+    assert note.startswith("folders beside val2014 are left out: val2017")
+    assert not list_folder(root).notes
 
 
 def test_honest_trees_are_not_suspected(tmp_path):
@@ -192,6 +208,13 @@ def test_a_tree_without_images(tmp_path, cache):
     assert not cache.exists()
 
 
+def test_archives_in_place_of_classes_are_to_be_unpacked(tmp_path):
+    for name in ("n2.tar", "n1.tar"):
+        (tmp_path / name).touch()
+    with pytest.raises(CfvaeError, match="holds no images: unpack the archives in it .n1.tar, n2.tar"):
+        list_folder(tmp_path)
+
+
 def test_hidden_files_are_ignored(tmp_path):
     root = grow(
         tmp_path / "t",
@@ -213,6 +236,14 @@ def test_links_are_followed_but_never_in_circles(tmp_path):
     assert list_folder(root).names == ("a/1.png", "a/2.png", "a/self.png", "b/1.png")
 
 
+def test_a_link_takes_no_class_away(tmp_path):
+    root = grow(tmp_path / "t", ["a/1.png", "z/1.png", "z/2.png", ".store/c/1.png"])
+    (root / "a" / "link").symlink_to("../z")
+    (root / "c").symlink_to(".store/c")
+    listing = list_folder(root)
+    assert listing.classes == ("a", "c", "z") and listing.labels == (0, 1, 2, 2)
+
+
 def test_of_a_folder_and_a_link_to_it_the_folder_stays(tmp_path):
     root = grow(tmp_path / "src", ["dog/1.png", "emu/1.png", "emu/2.png"])
     os.symlink("emu", root / "ant")
@@ -226,6 +257,13 @@ def test_runs_are_no_data(tmp_path):
     for name in ("recipe.json", "run.lock"):
         (root / "run" / name).touch()
     assert list_folder(root).classes == ("dog", "emu")
+
+
+def test_copies_in_the_cache_are_no_data(tmp_path, cache):
+    root = grow(tmp_path / "t", ["cats/1.png", "dogs/1.png"])
+    archive = shutil.make_archive(str(tmp_path / "x"), "zip", root)
+    inside = unpack(archive, root / "cache")
+    assert list_folder(root).classes == ("cats", "dogs") == list_folder(inside).classes
 
 
 def test_two_folders_that_are_shown_by_one_name_are_refused_by_it(tmp_path):

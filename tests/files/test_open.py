@@ -25,6 +25,8 @@ def test_shapes_options():
     for options in ("n=ten", "n=-1", "n", "seed=1.5", "n=²", "n=" + "9" * 30):
         with pytest.raises(CfvaeError, match="must be a whole number"):
             open_dataset(f"shapes:{options}", 16)
+    with pytest.raises(CfvaeError, match="n is given twice"):
+        open_dataset("shapes:n=12,n=13", 16)
     with pytest.raises(CfvaeError, match="no option 'colour': it has n and seed"):
         open_dataset("shapes:colour=3", 16)
 
@@ -52,6 +54,19 @@ def test_shapes_options():
 def test_specs_that_mean_nothing(spec, message):
     with pytest.raises(CfvaeError, match=message):
         open_dataset(spec, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train": "val"}, "train is 'val': True is the training split"),
+        ({"cache": ""}, "the cache is ''"),
+        ({"cache": None}, "the cache is None"),
+    ],
+)
+def test_options_that_mean_nothing(root, options, message):
+    with pytest.raises(CfvaeError, match=message):
+        open_dataset(f"folder:{root}", 8, **options)
 
 
 def test_a_path_without_its_kind_is_recognised(root):
@@ -150,5 +165,7 @@ def test_describe_takes_any_dataset(tmp_path, cache):
 def test_require_classes():
     pixels = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
     assert require_classes(ImageDataset(pixels, [0, 1, 1], ("a", "b", "c"))) == 3
+    with pytest.raises(CfvaeError, match="images has no images: give some"):
+        require_classes(ImageDataset(pixels[:0], [], ("a", "b")))
     with pytest.raises(CfvaeError, match="images without a class.*\n.*--set conditional=false"):
         require_classes(ImageDataset(pixels, [0, 1, -1], ("a", "b", "c")))

@@ -65,6 +65,16 @@ def test_without_labels_there_are_no_classes(pictures):
     assert list_table(pictures / "bare.csv").labels == (-1, -1)
 
 
+@pytest.mark.parametrize(
+    ("header", "unread"),
+    [("file,label,class", "class"), ("path,category,Split", "Split"), ("file,label,note", "")],
+)
+def test_columns_that_could_be_meant_and_are_not_read_are_told(pictures, header, unread):
+    (pictures / "more.csv").write_text(f"{header}\na.png,x,train\nc.png,y,test\n")
+    notes = list_table(pictures / "more.csv").notes
+    assert [f", and not {unread}: all rows are one split" in note for note in notes] == [True] * bool(unread)
+
+
 def test_files_that_are_missing_are_left_out(pictures):
     (pictures / "more.csv").write_text("file,label\na.png,x\nc.png,y\ngone.png,y\n")
     with pytest.warns(UserWarning, match=r"1 of 3 images cannot be read and are left out: gone.png"):
@@ -109,6 +119,13 @@ def test_labels_keep_their_characters(pictures, label):
             (b'{"file": "a.png", "label": 1}\n{"file": "c.png", "label": %s}' % label, "row 2 has the label")
             for label in (b"[1, 2]", b'{"a": 1}', b"true", b"1.0", b"NaN")
         ],
+        (b"file,label\na.png,tench, Tinca tinca\n", "row 1 has other cells than the columns file, label"),
+        (b"file,label\na.png,x\nc.png\n", "row 2 has other cells"),
+        (b'{"file": "a.png", "label": 1}\n{"file": "c.png", "lable": 1}', "row 2 has other cells"),
+        (b"file,label,label\na.png,x,1\n", "has two columns label: rename one"),
+        (b"file,Label,label\na.png,x,1\n", "has two columns label: rename one"),
+        (b'file,label\na.png,"x\nc.png,y\nd.png,x\n', "cannot be read .unexpected end of data"),
+        (b"  \nfile,label\na.png,x\n", "it has   $"),
         (b'[{"file": "a.png", "label": 1}]\n', "a line is no JSON object"),
         (b"file,label\na.png,x\n./a.png,y\n", "gives a file two labels: a.png"),
         (b"file,label\nK\xe4fer.png,x\n", "cannot be read .*UTF-8"),

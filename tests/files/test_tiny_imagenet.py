@@ -57,10 +57,33 @@ def test_tiny_imagenet_with_a_subset_of_classes(tiny):
     listing = list_tiny_imagenet(tiny, train=False)
     assert len(listing.classes) == 3 and listing.labels == (2, 0, 1, 2)
     assert any("1 images without a known class" in note for note in listing.notes)
+    assert any("without training images are left out: n0, n9" in note for note in listing.notes)
     assert any(
         "2 images named in val_annotations.txt are not there" in note and "val_9.JPEG" in note
         for note in listing.notes
     )
+
+
+@pytest.mark.parametrize("name", ["wnids.txt", "words.txt", "val/val_annotations.txt"])
+def test_a_mark_at_the_beginning_of_a_table_is_no_part_of_it(tiny, name):
+    expected = list_tiny_imagenet(tiny, train=False)
+    path = tiny / "top" / name
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert list_tiny_imagenet(tiny, train=False) == expected
+
+
+@pytest.mark.parametrize("name", ["words.txt", "val/val_annotations.txt"])
+def test_tables_that_contradict_themselves(tiny, name):
+    path = tiny / "top" / name
+    first = path.read_text().partition("\t")[0]
+    path.write_text(path.read_text() + f"{first}\tanother\n")
+    with pytest.raises(CfvaeError, match=f"{path.name}: row . says of {first} something else"):
+        list_tiny_imagenet(tiny, train=False)
+
+
+def test_a_class_without_a_word_is_called_by_its_code(tiny):
+    (tiny / "top" / "words.txt").write_text("n1\t\nn2\t , goose\nn3\tcrane\n")
+    assert list_tiny_imagenet(tiny).classes == ("n1", "n2", "crane")
 
 
 def test_tiny_imagenet_without_its_parts(tiny):

@@ -145,6 +145,29 @@ def test_masks_and_fractions_are_no_indices(take, indices):
         take(data, indices)
 
 
+@pytest.mark.parametrize("take", [ImageDataset.batch, ImageDataset.subset])
+@pytest.mark.parametrize("index", [6, 99, -7])
+def test_rows_that_are_not_there_are_no_indices(few, take, index):
+    with pytest.raises(CfvaeError, match=rf"indices such as \[{index}\] are out of range: there are 6 rows"):
+        take(few, [0, index])
+
+
+@pytest.mark.parametrize("index", [slice(0, 3), "a", 1.5, True])
+def test_an_item_is_asked_for_by_a_whole_number(few, index):
+    with pytest.raises(CfvaeError, match="the index is .*: a whole number is needed"):
+        few[index]
+
+
+def test_images_come_from_the_cpu():
+    with pytest.raises(CfvaeError, match=r"few: the images are on meta: give them on the CPU; dataset.to"):
+        ImageDataset(PICTURES.to("meta"), [0, 1, 0, 1], ("a", "b"), "few")
+
+
+def test_a_device_that_is_not_there(few):
+    with pytest.raises(CfvaeError, match="unknown device 'gpu'"):
+        few.to("gpu")
+
+
 def test_indices_of_every_whole_type_are_taken(few):
     mask = few.labels == 2
     for indices in (
@@ -245,6 +268,16 @@ def test_round_outlines_ignore_rotation_and_all_others_show_it(name, size):
     assert distinct == (4 if name in ("disc", "ring") else 32)
 
 
+FIRST = torch.zeros(1, len(FACTORS), dtype=torch.int64)
+BEYOND = FIRST + torch.diag(torch.tensor([len(grid) for grid in FACTORS.values()]))
+
+
+@pytest.mark.parametrize("factors", [FIRST - 1, *BEYOND.split(1), FIRST.float(), FIRST[:, 1:], FIRST[0]])
+def test_factors_outside_their_grids_are_no_picture(factors):
+    with pytest.raises(CfvaeError, match=r"^factors: int64 \(n, 7\) is needed"):
+        render_shapes(factors, 16)
+
+
 def test_entropy_equals_the_entropy_counted_on_a_part_of_the_grid():
     classes = [list(OUTLINES).index(name) for name in ("disc", "heart", "star", "ring", "hourglass")]
     factors = factors_of(
@@ -333,12 +366,32 @@ def test_processes_share_the_batch(world):
 
 
 @pytest.mark.parametrize(
-    ("n", "batch", "world", "message"),
-    [(10, 11, 1, "10 images"), (10, 0, 1, "choose 1 to 10"), (10, 5, 2, "2 processes")],
+    ("sizes", "message"),
+    [
+        ({"batch_size": 11}, "10 images"),
+        ({"batch_size": 0}, "choose 1 to 10"),
+        ({"batch_size": 2.5}, "batch_size is 2.5: a whole number"),
+        ({"n": "10"}, "n is '10': a whole number"),
+        ({"batch_size": 5, "world": 2}, "2 processes"),
+        ({"world": 0}, "world is 0: a whole number from 1"),
+        ({"world": 2, "rank": 2}, "rank is 2, but there are 2 processes: choose 0 to 1"),
+        ({"world": 2, "rank": -1}, "rank is -1"),
+    ],
 )
-def test_impossible_batches_are_refused(n, batch, world, message):
+def test_impossible_batches_are_refused(sizes, message):
     with pytest.raises(CfvaeError, match=message):
-        ShuffledBatches(n, batch, world=world)
+        ShuffledBatches(**{"n": 10, "batch_size": 4, **sizes})
+
+
+@pytest.mark.parametrize("step", [-1, 0.5])
+def test_steps_count_from_0(step):
+    with pytest.raises(CfvaeError, match="step is .*: a whole number from 0"):
+        ShuffledBatches(10, 2).batch(step)
+
+
+def test_only_a_batch_is_flipped():
+    with pytest.raises(CfvaeError, match=r"shape \(3, 8, 8\): a batch is needed"):
+        horizontal_flip(torch.zeros(3, 8, 8))
 
 
 def test_flip_mirrors_about_half_and_leaves_its_input_alone():

@@ -1,5 +1,6 @@
 """The scaler inverts what it did not clip, the dataset standardises, one changed weight shows."""
 
+import math
 import numpy as np
 import pytest
 import torch
@@ -52,8 +53,6 @@ def test_scale_must_be_positive(scale):
 def test_shift_must_be_finite(wrong):
     with pytest.raises(CfvaeError, match="shift is .*: every value must be finite"):
         LatentScaler(wrong, 1.0)
-    with pytest.raises(CfvaeError, match="every value must be finite"):
-        LatentScaler.measure(torch.full((2, 1, 3, 3), float("nan")))
 
 
 @pytest.mark.parametrize("clip", [0, -1.0, float("nan")])
@@ -115,14 +114,43 @@ def test_masks_labels_and_names_that_do_not_fit_the_codes():
     for indices in ([True, False], torch.tensor([True, False]), [0.9, 1.9]):
         with pytest.raises(CfvaeError, match=r"indices are .*mask.nonzero\(\)"):
             latents.batch(indices)
-    with pytest.raises(CfvaeError, match=r"labels are .*: .*one class index a code"):
+    with pytest.raises(CfvaeError, match=r"codes: the labels are .*: .*one class index"):
         LatentDataset(codes, [0.5, 1.5], ["a"], scaler, "fingerprint")
+    with pytest.raises(CfvaeError, match=r"codes: labels such as \[7\] are out of range: use 0 to 0"):
+        LatentDataset(codes, [0, 7], ["a"], scaler, "fingerprint")
     as_list = LatentDataset(codes, [0, 0], ["a"], scaler, "fingerprint")
     assert as_list.batch([1])[1].tolist() == [0]
     with pytest.raises(CfvaeError, match="2 codes but 3 labels"):
         LatentDataset(codes, torch.zeros(3).long(), ["a"], scaler, "fingerprint")
     with pytest.raises(CfvaeError, match="codes: two classes are called a"):
         LatentDataset(codes, labels, ["a", "a"], scaler, "fingerprint")
+
+
+@pytest.mark.parametrize("codes", [np.zeros((2, 4, 4), np.float16), [1, 2], None])
+def test_codes_are_one_array(codes):
+    with pytest.raises(CfvaeError, match=r"codes: an array or a tensor is needed, \(n, channels, r, r\)"):
+        LatentDataset(codes, [0, 0], ["a"], LatentScaler(0.0, 1.0), "fingerprint")
+
+
+@pytest.mark.parametrize("scaler", [LatentScaler([0.0] * 4, 1.0), LatentScaler(0.0, [1.0] * 4)])
+def test_a_scaler_of_other_channels_does_not_repeat_the_codes(scaler):
+    with pytest.raises(CfvaeError, match="the codes have 1 channels, and the scaler is for 4"):
+        LatentDataset(np.zeros((2, 1, 4, 4), np.float16), [0, 0], ["a"], scaler, "fingerprint")
+
+
+def test_a_scaler_keeps_what_it_was_given():
+    given = torch.ones(2)
+    scaler = LatentScaler(given, given)
+    given *= 9
+    assert scaler.shift.flatten().tolist() == scaler.scale.flatten().tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "latents", [torch.zeros(3, 4, 4), np.zeros((3, 1, 4, 4)), torch.full((3, 1, 4, 4), math.nan)]
+)
+def test_nothing_is_measured_of_what_are_no_codes(latents):
+    with pytest.raises(CfvaeError, match="^latents: "):
+        LatentScaler.measure(latents)
 
 
 # --- fingerprint
