@@ -238,7 +238,8 @@ GivenFirstStage = Annotated[
     Option(
         "--first-stage",
         metavar="MODEL",
-        help="Take its first stage, rather than train one: a run, a saved or a shipped pipeline.",
+        help="Take its first stage, rather than train one: a run, a saved or a shipped pipeline, or an "
+        "autoencoder alone, such as cifar10-stage-one.",
         show_default=False,
     ),
 ]

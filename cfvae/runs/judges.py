@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import types
 import typing
+import unicodedata
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from ..evaluation import (
     resize,
     shipped_classifier,
 )
+from ..latents import weights_fingerprint
 
 PHOTO_JUDGES = {  # two networks that share no training: neither can be pleased without pleasing the data
     "cifar10-classifier": "trained on the ten labels of CIFAR-10",
@@ -56,6 +58,7 @@ class Judge:
     see: typing.Callable[[torch.Tensor], torch.Tensor]  # (n, 3, h, h) in [-1, 1] -> features (n, d)
     classifier: Classifier | PhotoClassifier | None = None  # None: it names no classes
     answers: tuple[str, ...] = ()  # the names of its classes; empty: not known
+    weights: str = ""  # digest of what it learned
 
     def recognises(
         self,
@@ -63,11 +66,17 @@ class Judge:
         names: typing.Sequence[str] | None,  # the class that each was asked to show
     ) -> torch.Tensor | None:
         "Which images show their class (13.1), (n,) of 0 and 1; None where the judge knows other classes."
-        if self.classifier is None or names is None or not set(names) <= set(self.answers):
+        known, asked = _composed(self.answers), _composed(names or ())
+        if self.classifier is None or not asked or not set(asked) <= set(known):
             return None
-        expected = torch.tensor([self.answers.index(name) for name in names])
+        expected = torch.tensor([known.index(name) for name in asked])
         fitting = resize(images.clamp(-1, 1), self.classifier.config.size)
         return (predict(self.classifier, fitting) == expected).float()
+
+
+def _composed(names: typing.Sequence[str]) -> list[str]:
+    "Either way to code an accent is right."
+    return [unicodedata.normalize("NFC", name) for name in names]
 
 
 def find_judges(
@@ -96,6 +105,8 @@ def check_source(
     named = source in ("own", "inception")
     check(named or path.exists(), f"--features is '{source}', and no file is called so: {known}")
     check(named or path.is_dir() or path.suffix == ".pth", f"--features is {path}: {known}")
+    holds = named or not path.is_dir() or (path / "config.json").is_file()
+    check(holds, f"--features is {path}, and that folder holds no classifier (no config.json): {known}")
 
 
 def is_shapes(
@@ -111,7 +122,7 @@ def _judge(
     def see(images: torch.Tensor) -> torch.Tensor:
         return features(classifier, images)
 
-    return Judge(name, about, see, classifier, answers)
+    return Judge(name, about, see, classifier, answers, weights_fingerprint(classifier))
 
 
 def _shipped_judge(name: str, device: torch.device) -> Judge:
@@ -123,7 +134,8 @@ def _own_judge(folder: Path, dataset: ImageDataset, device: torch.device) -> Jud
     "A classifier from a folder. With as many answers as the data has classes, they are taken to be these."
     classifier = load_classifier(folder).to(device)
     same_count = classifier.config.num_classes == dataset.num_classes
-    return _judge(folder.name, "your own", classifier, dataset.classes if same_count else ())
+    about = f"your own; its answers are taken for the classes of {dataset.name}" if same_count else "your own"
+    return _judge(folder.resolve().name, about, classifier, dataset.classes if same_count else ())
 
 
 # --- Inception
@@ -168,7 +180,8 @@ def inception_judge(
         )
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise CfvaeError(f"{weights} holds no weights of Inception ({reason}): {WAY_OUT}") from None
+        message = f"{weights} holds no weights of Inception ({reason})"
+        raise CfvaeError(f"{message}: remove it if it was fetched by cfvae, or {WAY_OUT}") from None
     network.to(device)
 
     @torch.no_grad()
@@ -176,4 +189,5 @@ def inception_judge(
         parts = [network(to_uint8(part.to(device)))[0].cpu() for part in images.split(50)]
         return torch.cat(parts)
 
-    return Judge("inception", "trained on ImageNet in 2015; its Frechet distance is the FID", see)
+    about = "trained on ImageNet in 2015; its Frechet distance is the FID"
+    return Judge("inception", about, see, weights=weights_fingerprint(network))

@@ -101,7 +101,8 @@ def random_codes(
     n = 4 * recipe.vae_training.batch_size
     shape = (n, *recipe.autoencoder.latent_shape)
     codes = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    labels = torch.arange(n) % max(1, recipe.vae.num_classes)
+    classes = recipe.vae.num_classes
+    labels = torch.arange(n) % classes if classes else torch.full((n,), -1)
     scaler = LatentScaler(0.0, 1.0)
     return LatentDataset(codes.astype(np.float16), labels, class_names(recipe), scaler, "random")
 

@@ -1,8 +1,10 @@
 "Tests of cfvae.runs.compare: equal budgets, chosen rates, points that are kept, and what is refused."
 
 import dataclasses
+import functools
 import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import matplotlib.figure
@@ -11,14 +13,18 @@ import torch
 from recipes_for_tests import tiny
 
 from cfvae.core import CfvaeError
+from cfvae.data import FACTORS, ImageDataset, Shapes
+from cfvae.files.folders import NoValidationSplit
+from cfvae.latents import LatentScaler
 from cfvae.pipeline import LatentVAEPipeline
 from cfvae.runs.presets import preset
-from cfvae.runs.compare.run import _claim, compare
+from cfvae.runs.compare import material as gathering
+from cfvae.runs.compare.run import _applicable, _check_folder, _claim, _keep, compare
 from cfvae.runs.compare.contestant import Style
 from cfvae.runs.compare.crew import Crew
 from cfvae.runs.compare.figures import draw_quality, draw_training
 from cfvae.runs.compare.judging import draw_images
-from cfvae.runs.compare.material import Plan, _as_planned, gather
+from cfvae.runs.compare.material import Given, Plan, _as_planned, _unseen, gather, open_given
 from cfvae.runs.compare.models import MODELS
 from cfvae.runs.compare.results import average
 from cfvae.runs.compare.training import (
@@ -142,7 +148,10 @@ def test_what_was_done_is_not_done_again(compared, out):
     again = compare(recipe(), dataclasses.replace(PLAN, jobs=1), out)
 
     anew = {path for path, time in kept.items() if path.stat().st_mtime_ns != time}
-    assert anew == {*redone, out / "comparison.json", out / "settings.json"}
+    anew -= set((out / "points/flow/seed-1").iterdir())  # judged again, unless trained to the same last bit
+    noted = [out / name for name in ("comparison.json", "settings.json")]
+    noted += [out / "first-stage" / name for name in ("recipe.json", "data.json")]
+    assert anew == {*redone, *noted}
     after = [json.loads(path.read_text()) for path in redone]
     assert after[0]["loss"] == pytest.approx(before[0]["loss"], rel=1e-3)
     for name, value in before[1]["measures"]["shapes-classifier"].items():
@@ -166,6 +175,8 @@ def test_a_folder_of_another_comparison_or_of_other_files(compared, out, tmp_pat
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(CfvaeError, match="holds files but no comparison"):
         compare(recipe(), PLAN, tmp_path)
+    (tmp_path / "thesis.txt").rename(tmp_path / f"settings.json.{'0a' * 8}.tmp")
+    _check_folder(tmp_path)  # of a process that was killed
 
 
 def test_settings_name_no_folder_of_this_machine(tmp_path):
@@ -175,12 +186,18 @@ def test_settings_name_no_folder_of_this_machine(tmp_path):
         codes=SimpleNamespace(fingerprint="b"),
     )
     plan = Plan(vae=str(tmp_path / "run"), features=str(tmp_path / "judge"), device="cpu")
-    _claim(tmp_path, material, plan, BUDGET)
+    rests_on = {"judges": {"judge": "1"}, "scaler": [[0.0], [1.0], 4.0], "real images": ["2"]}
+    claim = functools.partial(_claim, tmp_path, material, budget=BUDGET)
+    claim(plan=plan, rests_on={})  # as an earlier version noted it
+    claim(plan=plan, rests_on=rests_on)
     assert str(tmp_path) not in (tmp_path / "settings.json").read_text()
-    _claim(tmp_path, material, plan, BUDGET)  # it goes on
+    claim(plan=plan, rests_on=rests_on)  # it goes on
     another = dataclasses.replace(plan, vae=str(tmp_path / "other" / "run"))
     with pytest.raises(CfvaeError, match="a comparison with another vae:"):
-        _claim(tmp_path, material, another, BUDGET)
+        claim(plan=another, rests_on=rests_on)
+    for name in rests_on:  # the paths are the same, and what lies there is not
+        with pytest.raises(CfvaeError, match=f"a comparison with another {name}:"):
+            claim(plan=plan, rests_on=rests_on | {name: ["changed"]})
 
 
 def test_a_vae_that_was_trained_before(compared, material, out, few_styles, tmp_path):
@@ -195,6 +212,69 @@ def test_a_vae_that_was_trained_before(compared, material, out, few_styles, tmp_
     for point in given["points"]:
         assert len(point["measures"]["shapes-classifier"]["frechet"]["values"]) == 1
         assert point["measures"]["shapes-classifier"]["frechet"]["error"] > 0  # of the samples alone
+
+
+def test_an_autoencoder_alone_as_first_stage(material, tmp_path):
+    "Its scaler is fitted on the codes; a pipeline brings its own."
+    assert open_given(Plan(first_stage="cifar10-stage-one")).autoencoder.config.size == 32
+    material.autoencoder.save_pretrained(tmp_path / "alone")
+    plan = dataclasses.replace(PLAN, first_stage=str(tmp_path / "alone"))
+    alone, _, _ = gather(recipe(), plan, open_given(plan), tmp_path / "out")
+    assert alone.codes.fingerprint == material.codes.fingerprint
+    assert not (tmp_path / "out/first-stage").exists()
+    assert torch.equal(alone.codes.scaler.shift, material.codes.scaler.shift)
+    brought = Given(material.autoencoder, LatentScaler(0.5, 2.0))
+    assert gather(recipe(), PLAN, brought, tmp_path / "out")[0].codes.scaler is brought.scaler
+    with pytest.raises(CfvaeError, match="shapes-classifier: .*has no field"):
+        open_given(Plan(first_stage="shapes-classifier"))
+
+
+def test_a_first_stage_of_another_recipe_is_not_taken(compared, out, tmp_path):
+    "It was trained by a comparison that was killed before it could note its settings."
+    shutil.copytree(out / "first-stage", tmp_path / "first-stage")
+    for other in (tiny(data="shapes:n=130", held_out=16), tiny(data="shapes:n=120", held_out=16, seed=1)):
+        with pytest.raises(CfvaeError, match="first-stage was begun with (other images|another recipe)"):
+            gather(other, PLAN, None, tmp_path)
+
+
+def pictures(n: int, labels=None) -> ImageDataset:
+    labels = torch.arange(n) % 10 if labels is None else labels
+    return ImageDataset(Shapes(n, size=16).images, labels, FACTORS["class"], "pictures")
+
+
+def unseen(monkeypatch, train, held, split, **plan):
+    "What is judged of data with so many images, and a validation split or none."
+
+    def open_dataset(spec, size, train):
+        if split is None:
+            raise NoValidationSplit("there is none")
+        return split
+
+    monkeypatch.setattr(gathering, "open_dataset", open_dataset)
+    return _unseen(recipe(), train, held, Plan(**plan))
+
+
+@pytest.mark.parametrize(
+    ("train", "split", "n", "judged"),
+    [(100, 60, 50, 50), (100, 60, 70, 60), (30, 60, 50, 30), (30, 100, 50, 50), (30, 90, 50, 45)],
+)
+def test_as_many_real_images_as_there_are_others(monkeypatch, train, split, n, judged):
+    real, others = unseen(monkeypatch, pictures(train), None, pictures(split), n=n)
+    assert len(real) == len(others) == judged
+
+
+def test_real_images_that_cannot_be_judged_by(monkeypatch):
+    few = "9 held-out images and 90 to train on are there, but to judge takes 20 of each"
+    with pytest.raises(CfvaeError, match=few):
+        unseen(monkeypatch, pictures(90), pictures(9), None)
+    partly = pictures(60, [-1] + [0] * 59)
+    with pytest.raises(CfvaeError, match="pictures: held-out images have no class"):
+        unseen(monkeypatch, pictures(90), None, partly)
+    with pytest.raises(NoValidationSplit):  # nobody knows what a VAE without a run has seen
+        monkeypatch.setattr(
+            gathering, "open_images", lambda model, *about: gathering.open_dataset(*about, False)
+        )
+        unseen(monkeypatch, pictures(90), pictures(30), None, vae="shapes")
 
 
 @pytest.mark.parametrize("name", list(MODELS))
@@ -217,6 +297,10 @@ def test_models_of_pixels_are_for_small_pictures(material):
     photographs = dataclasses.replace(material, recipe=dataclasses.replace(material.recipe, flip=True))
     for name, kind in MODELS.items():
         assert bool(kind(photographs).obstacle) == name.startswith("pixel")
+    with pytest.raises(
+        CfvaeError, match="no model is left to compare: models of pixels are compared on small"
+    ):
+        _applicable(Plan(models=("pixel-vae",)), photographs)
 
 
 def test_a_budget_too_small_is_noticed_before_anything_is_trained(tmp_path):
@@ -261,8 +345,22 @@ def test_names_and_numbers_that_are_wrong():
     with pytest.raises(CfvaeError, match="n is 5: at least 20"):
         Plan(n=5)
     for budget in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(CfvaeError, match=f"budget is {budget}: give a number above 0"):
+        with pytest.raises(CfvaeError, match="budget is .*: (give a number above 0|a finite number)"):
             Plan(budget=budget)
+    with pytest.raises(CfvaeError, match=r"models is 'vae': give a list of names, such as \('vae',\)"):
+        Plan(models="vae")
+    for name, value in {"seeds": "3", "n": 20.5, "jobs": True, "device": None, "features": 1}.items():
+        with pytest.raises(CfvaeError, match=f"Plan.{name} is "):
+            Plan(**{name: value})
+    with pytest.raises(CfvaeError, match="the recipe is of the type str"):
+        compare("shapes-demo", Plan(), "out")
+
+
+def test_costs_of_another_machine_are_measured_again(tmp_path):
+    costs = iter([{"gflop": 1}, {"gflop": 2}])
+    for machine, gflop in (("a", 1), ("a", 1), ("b", 2), ("b", 2)):
+        kept = _keep(tmp_path / "c.json", {}, functools.partial(next, costs), {"machine": machine})
+        assert kept == {"gflop": gflop, "machine": machine}
 
 
 def test_errors_of_one_seed_are_those_of_its_samples():
@@ -275,3 +373,16 @@ def test_a_crew_of_one_works_here_in_order():
     with Crew("shared", jobs=1) as crew:
         crew.run(lambda shared, item: done.append((shared, item)), [3, 1])
     assert done == [("shared", 3), ("shared", 1)]
+
+
+def test_processes_of_a_crew_end_by_ctrl_c_without_a_trace():
+    with Crew("import signal; assert signal.getsignal(2) is signal.SIG_DFL", jobs=2) as crew:
+        crew.run(exec, [{}])
+
+
+def test_a_process_of_a_crew_that_is_killed():
+    with (
+        Crew("import os; os._exit(9)", jobs=2) as crew,
+        pytest.raises(CfvaeError, match="was killed, .*fewer --jobs"),
+    ):
+        crew.run(exec, [{}])

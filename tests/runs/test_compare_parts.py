@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_model
+from safetensors.torch import load_file, save_file, save_model
 
 from cfvae.core import CfvaeError, count_parameters
 from cfvae.data import Shapes
@@ -19,7 +19,7 @@ from cfvae.runs.compare.material import Plan
 from cfvae.runs.compare.models import MODELS
 from cfvae.runs.compare.run import compare
 from cfvae.runs.compare.pictures import _choose, draw_rows
-from cfvae.runs.compare.training import Job, load_trained
+from cfvae.runs.compare.training import Job, keep, keep_result, load_trained
 from cfvae.runs.compare.transformers import shrink
 from cfvae.runs.presets import preset
 
@@ -52,20 +52,26 @@ def damaged(path) -> None:
     path.write_bytes(path.read_bytes()[:100])
 
 
+def with_another_number(path) -> None:
+    weights = load_file(path)
+    next(iter(weights.values())).view(-1)[0] += 1
+    save_file(weights, path)
+
+
 def of_other_sizes(path) -> None:
     save_model(torch.nn.Linear(2, 2), str(path))
 
 
-@pytest.mark.parametrize("spoil", [damaged, of_other_sizes, Path.unlink])
-def test_a_trained_model_that_cannot_be_read_is_named(tmp_path, spoil):
+@pytest.mark.parametrize("spoil", [damaged, of_other_sizes, Path.unlink, with_another_number])
+def test_a_trained_model_that_is_not_the_one_that_was_kept_is_named(tmp_path, spoil):
     vae = contestant("vae")
     job = Job("vae", seed=0)
     path = tmp_path / job.folder / "model.safetensors"
-    path.parent.mkdir(parents=True)
-    save_model(vae.build(), str(path))
+    keep_result(job, {"rate": 1e-3, "loss": 2.0}, vae.build(), tmp_path)
     load_trained(vae, job, tmp_path)
     spoil(path)
-    with pytest.raises(CfvaeError, match=f"{path} cannot be read .*: remove {path.parent}, and the same"):
+    wrong = "is not the model that was trained" if spoil is with_another_number else "cannot be read .*"
+    with pytest.raises(CfvaeError, match=f"{path} {wrong}: remove {path.parent}, and the same"):
         load_trained(vae, job, tmp_path)
 
 
@@ -375,6 +381,17 @@ def test_training_is_drawn_against_flops():
     assert [panel.axison for panel in draw_training(four).axes] == 4 * [True] + 2 * [False]
 
 
+def test_a_model_that_was_trained_again_is_judged_again(tmp_path):
+    point = judging.Point(Job("vae", seed=0), Style())
+    result = {"rate": 1e-3, "loss": 2.0}
+    for weights, judged in (("old", True), ("new", False)):
+        keep(tmp_path / point.job.folder / "result.json", {**result, "weights": weights})
+        assert not judging.is_judged(dataclasses.replace(point, style=Style(weight=1)), tmp_path)
+        if weights == "old":
+            keep(tmp_path / point.path, {"measures": {}, "weights": weights})
+        assert judging.is_judged(point, tmp_path) == judged
+
+
 def test_pictures_stand_in_rows_with_names_below():
     rows = {"real images": torch.zeros(10, 3, 32, 32), "unguided": torch.ones(10, 3, 32, 32)}
     figure = draw_rows(rows, list("abcdefghij"), "the VAE")
@@ -397,4 +414,7 @@ def test_real_images_are_shown_by_class_as_far_as_there_are_any():
         first = (data.labels == label).nonzero()[0].item()
         assert torch.equal(shown[column], data[first][0])
     assert torch.equal(_choose(data, None), data.batch(range(10))[0])
-    assert len(_choose(data.subset(range(3)), labels)) == 3
+    few = data.subset(range(3))
+    known = set(few.labels.tolist())
+    white = [bool((picture == 1).all()) for picture in _choose(few, labels)]
+    assert white == [label not in known for label in range(10)]  # no picture of another class

@@ -15,7 +15,7 @@ from cfvae.core import CfvaeError, shipped_weights
 from cfvae.evaluation import load_classifier
 from cfvae.runs.callbacks import read_log
 from cfvae.runs.compare.run import SETTINGS, _check_folder, _keep
-from cfvae.runs.compare.training import NUMBER, Job, read_kept, read_result
+from cfvae.runs.compare.training import NUMBER, Job, keep, read_kept, read_result
 from cfvae.runs.free import refuse_foreign
 
 ELSEWHERE = {  # file -> where it is damaged
@@ -72,6 +72,27 @@ def test_a_comparison_kept_a_value_of_another_kind(tmp_path, value):
     with pytest.raises(CfvaeError, match=r"result.json cannot be read \(loss of another kind.*: remove it"):
         read_kept(path, {"rate": NUMBER, "loss": NUMBER | None})
     assert read_kept(path, {"loss": object})["loss"] == value
+
+
+@pytest.mark.parametrize("name", ["result", "floors", "point", "cost"])
+def test_a_comparison_kept_a_value_that_was_changed_since(tmp_path, name):
+    path = tmp_path / "models" / f"{name}.json"
+    fields = {
+        "rate": 1e-3,
+        "loss": 2.0,
+        "measures": {"judge": {"frechet": {"value": 0.1}}},
+        "curve": [[1, None]],
+    }
+    keep(path, fields)
+    assert read_kept(path, {"rate": NUMBER}) == fields
+    whole = path.read_text()
+    for old, new in (("0.1", "0.2"), ("0.1", '"x"'), ("frechet", "kernel"), ("null", "3"), ("2.0", "NaN")):
+        assert whole.count(old) == 1
+        path.write_text(whole.replace(old, new))
+        with pytest.raises(
+            CfvaeError, match=f"{name}.json cannot be read .it was changed after.*: remove it"
+        ):
+            read_kept(path, {"rate": NUMBER})
 
 
 @pytest.mark.parametrize("content", DAMAGED, ids=lambda content: str(content[:9]))

@@ -5,14 +5,18 @@ import functools
 import multiprocessing
 import os
 import pickle
+import signal
 import tempfile
 import threading
 import typing
 from collections.abc import Callable, Iterable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import TracebackType
 
 import torch
+
+from ...core import CfvaeError
 
 _Shared = typing.TypeVar("_Shared")
 _Item = typing.TypeVar("_Item")
@@ -55,20 +59,28 @@ class Crew(typing.Generic[_Shared]):
         task: Callable[[_Shared, _Item], None],  # a function of a module, or a partial of one
         items: Iterable[_Item],  # what to call it for, the longest first
     ) -> None:
-        "All of them; the first error ends it once the tasks under way are done."
+        """All of them; the first error ends it once the tasks under way are done.
+
+        Raises `CfvaeError` where a process was killed."""
         if self.pool is None:
             for item in items:
                 task(self.shared, item)
             return
-        futures = [self.pool.submit(_run, functools.partial(task), item) for item in items]
-        for future in concurrent.futures.as_completed(futures):
-            future.result()
+        try:
+            futures = [self.pool.submit(_run, functools.partial(task), item) for item in items]
+            for future in concurrent.futures.as_completed(futures):
+                future.result()
+        except BrokenProcessPool:
+            way_out = "give the same command again, with fewer --jobs; what was done is kept"
+            message = "one of the processes was killed, perhaps for want of memory"
+            raise CfvaeError(f"{message}: {way_out}") from None
 
 
 def _begin(path: Path) -> None:
     "In a process of a crew, before its first task."
     global _shared
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a trace
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _shared = pickle.loads(path.read_bytes())
 

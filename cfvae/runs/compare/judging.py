@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import statistics
 import time
 import typing
@@ -12,13 +11,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ...checkpoints import write_synced
 from ...core import device_of, make_generator
 from ...data import ImageDataset
 from ..bench import count_flops
 from .contestant import Contestant, Material, Style
 from .models import MODELS
-from .training import Fields, Job, load_trained
+from .training import WEIGHTS, Fields, Job, keep, load_trained, read_kept, read_result
 from ..judges import Judge, find_judges
 from ..judging import Value, compare_sets, jackknife, share
 from ..machine import finish
@@ -38,6 +36,7 @@ class Jury:
     features: dict[str, torch.Tensor]  # judge -> (n, d), of the real images
     labels: torch.Tensor | None  # (n,), of the real images; None without classes
     classes: tuple[str, ...]  # of the data
+    weights: dict[str, str]  # judge -> digest of its weights
 
     @property
     def n(self) -> int:
@@ -75,7 +74,7 @@ def call_jury(
     judges = _judges(source, material.images, device)
     features = {judge.name: judge.see(images) for judge in judges}
     known = labels if bool((labels >= 0).all()) else None
-    return Jury(source, features, known, real.classes)
+    return Jury(source, features, known, real.classes, {judge.name: judge.weights for judge in judges})
 
 
 def measure(
@@ -137,6 +136,22 @@ def _products_as_convolutions() -> typing.Iterator[None]:
         products.allow_tf32 = before
 
 
+def is_judged(
+    point: Point,  # a trained model, and a way to draw from it
+    out: Path,  # the comparison's folder
+) -> bool:
+    "Whether it was, and the model has not been trained again since. Raises `CfvaeError` for a damaged file."
+    path = out / point.path
+    if not path.is_file():
+        return False
+    noted = read_kept(path, {"measures": dict}).get(WEIGHTS)  # an earlier version noted none
+    return noted in (None, _weights(point.job, out))
+
+
+def _weights(job: Job, out: Path) -> str | None:
+    return (read_result(job, out) or {}).get(WEIGHTS)
+
+
 def judge_point(
     material: Material,  # what all models share
     point: Point,  # what to judge
@@ -154,9 +169,7 @@ def judge_point(
     result = measure(material, jury, images, labels, device)
     seconds = time.perf_counter() - start
 
-    path = out / point.path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_synced(path, json.dumps(result, indent=1, allow_nan=False).encode())
+    keep(out / point.path, {**result, WEIGHTS: _weights(point.job, out)})
     first = next(iter(result["measures"].values()))
     shown = ", ".join(f"{name} {first[name]['value']:.3f}" for name in SHOWN if name in first)
     say(f"{point.job.model}, seed {point.job.seed}, {point.style.name}: {shown} ({seconds:.0f} s)")
@@ -212,7 +225,7 @@ def measure_floors(
 ) -> Fields:
     "What real images score against real images, and what they score once the first stage has had them."
     images, labels = others.batch(range(jury.n))
-    known = labels if jury.labels is not None else None
+    known = labels if jury.labels is not None and bool((labels >= 0).all()) else None
     material.autoencoder.to(device)
     decoded = []
     with torch.no_grad():

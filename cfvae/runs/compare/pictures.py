@@ -40,14 +40,15 @@ def write_pictures(
 
 
 def _choose(real: ImageDataset, labels: torch.Tensor | None) -> torch.Tensor:
-    "Real images of these labels, as far as there are any."
-    rows = list(range(min(COLUMNS, len(real))))
-    if labels is not None:
-        for column, label in enumerate(labels.tolist()):
-            same = (real.labels == label).nonzero().flatten().tolist()
-            if same and column < len(rows):
-                rows[column] = same[0]
-    return real.batch(rows)[0]
+    "Real images of these labels; where there is none of a label, a white square."
+    if labels is None:
+        return real.batch(range(min(COLUMNS, len(real))))[0]
+    shown = torch.ones(len(labels), 3, real.size, real.size)
+    for column, label in enumerate(labels.tolist()):
+        same = (real.labels == label).nonzero().flatten().tolist()
+        if same:
+            shown[column] = real.batch(same[:1])[0][0]
+    return shown
 
 
 def draw_rows(

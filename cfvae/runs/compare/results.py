@@ -5,14 +5,12 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from ...core import config_to_dict
 from .contestant import Contestant, Material
 from .judging import Jury, Point
 from .material import Plan
 from .training import Fields, Job, read_kept, read_result
-from ..machine import describe_machine
+from ..machine import Machine
 from ..public import public_path, public_recipe
 
 
@@ -21,7 +19,7 @@ def describe_comparison(
     plan: Plan,  # what was compared, and how
     budget: float,  # training FLOPs of a model
     jury: Jury,  # who judged
-    place: torch.device,  # where samples were drawn
+    machine: Machine,  # where samples were drawn
 ) -> Fields:
     "What all numbers rest on."
     recipe = public_recipe(material.recipe)
@@ -32,7 +30,7 @@ def describe_comparison(
         "data": recipe.data,
         "recipe": config_to_dict(recipe),
         "plan": dataclasses.asdict(plan) | public,
-        "machine": dataclasses.asdict(describe_machine(place)),
+        "machine": dataclasses.asdict(machine),
         "budget": budget,
         "n": jury.n,
         "judges": list(jury.features),

@@ -4,25 +4,27 @@ samples are worth: one folder with all of it, which a comparison that was killed
 import contextlib
 import functools
 import json
+import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_model
 
 from ...checkpoints import write_synced
 from ...core import check, check_path, config_to_dict, count_parameters, get_device
 from ...files.lock import LOCK_FILE, OWNER_FILE, FolderLock
 from ...files.names import first_few
+from ...data import ImageDataset
 from ...files.store import source_tag
-from ...pipeline import LatentVAEPipeline
+from ...hvae import HierarchicalVAE
+from ...latents import weights_fingerprint
 from ...recipes import Recipe
 from .contestant import Contestant, Material
 from .crew import Crew
 from .figures import write_figures
-from .judging import Point, call_jury, judge_point, measure_cost, measure_floors
-from .material import Plan, gather, given_pipeline
+from .judging import Jury, Point, call_jury, is_judged, judge_point, measure_cost, measure_floors
+from .material import Given, Plan, gather, open_given
 from .models import MODELS
 from .pictures import write_pictures
 from .results import collect_points, describe_comparison, describe_model
@@ -32,6 +34,8 @@ from .training import (
     Job,
     Kinds,
     example_flops,
+    keep,
+    keep_result,
     load_trained,
     read_kept,
     read_result,
@@ -40,10 +44,13 @@ from .training import (
 )
 from ..free import refuse_foreign
 from ..judges import check_source
+from ..machine import Machine, describe_machine
 from ..output import say
 from ..public import public_path, public_recipe
+from ..train import check_recipe
 
 SETTINGS = {"recipe", "images", "codes", "budget", "n", "features", "vae"}  # fields of settings.json
+LEFTOVER = re.compile(r"settings\.json\.[0-9a-f]{16}\.tmp")  # half-written, by a process that was killed
 COST = {"gflop_per_image": NUMBER, "seconds_per_image": NUMBER}
 MOST_ON_A_CPU = 128  # evaluations for an image; more take hours there
 
@@ -55,39 +62,41 @@ def compare(
 ) -> Fields:
     "Train, draw and judge; what comparison.json holds. Raises `CfvaeError` where that cannot be done."
     out = check_path(out)
+    check_recipe(recipe)
     _check_folder(out)
     check_source(plan.features)
     place = get_device(plan.device)
     with FolderLock(out), _fast_products():
-        pipe = given_pipeline(plan)
+        given = open_given(plan)
         review = functools.partial(_count_steps, plan)  # a budget that is too small is noticed at once
-        material, real, others = gather(recipe, plan, pipe, out, review)
+        material, real, others = gather(recipe, plan, given, out, review)
         contestants = _applicable(plan, material)
         for name in plan.models:
             if name not in contestants:
                 say(f"{name} is left out: {MODELS[name](material).obstacle}")
         budget, flops, steps = _count_steps(plan, material)
-        _claim(out, material, plan, budget)
-        if plan.vae is not None and pipe is not None:
-            _adopt(pipe, material, out)
-        finals = _finals(plan, contestants)
         jury = call_jury(material, plan.features, real, place)
+        _claim(out, material, plan, budget, _rests_on(material, given, jury, real, others))
+        if given is not None and given.vae is not None:
+            _adopt(given.vae, material, out)
+        finals = _finals(plan, contestants)
 
         with Crew(material, plan.jobs) as crew:
             _train_all(crew, contestants, finals, steps, out)
             points = _points(contestants, finals, place)
             judges = crew if place.type == "cpu" else Crew(material, jobs=1)
             judge = functools.partial(judge_point, jury=jury, device=place, out=out)
-            judges.run(judge, [point for point in points if not (out / point.path).is_file()])
+            judges.run(judge, [point for point in points if not is_judged(point, out)])
 
-        costs = _measure_costs(contestants, points, place, out)
+        machine = describe_machine(place)
+        costs = _measure_costs(contestants, points, place, machine, out)
         measure = functools.partial(measure_floors, material, jury, others, place)
         floors = _keep(out / "floors.json", {"real": dict}, measure)
         models = {}
         for name, contestant in contestants.items():
             jobs = [job for job in finals if job.model == name]
             models[name] = describe_model(contestant, jobs, flops[name], out)
-        about = describe_comparison(material, plan, budget, jury, place)
+        about = describe_comparison(material, plan, budget, jury, machine)
         comparison = {
             **about,
             "floors": floors,
@@ -118,7 +127,8 @@ def _check_folder(out: Path) -> None:
     refuse_foreign(out, ("settings.json",), SETTINGS)
     if out.is_dir() and not (out / "settings.json").is_file():
         known = {"first-stage", "codes", LOCK_FILE, OWNER_FILE}  # what is written before the settings
-        foreign = sorted(path.name for path in out.iterdir() if path.name not in known)
+        names = sorted(path.name for path in out.iterdir())
+        foreign = [name for name in names if name not in known and not LEFTOVER.fullmatch(name)]
         check(
             not foreign, f"{out} holds files but no comparison ({first_few(foreign)}): choose another --out"
         )
@@ -127,9 +137,10 @@ def _check_folder(out: Path) -> None:
 def _applicable(plan: Plan, material: Material) -> dict[str, Contestant]:
     "The models that can be had of the data."
     contestants = {name: MODELS[name](material) for name in plan.models}
-    contestants = {name: contestant for name, contestant in contestants.items() if not contestant.obstacle}
-    check(bool(contestants), "no model is left to compare")
-    return contestants
+    applicable = {name: contestant for name, contestant in contestants.items() if not contestant.obstacle}
+    obstacles = "; ".join({contestant.obstacle: None for contestant in contestants.values()})
+    check(bool(applicable), f"no model is left to compare: {obstacles}")
+    return applicable
 
 
 def _count_steps(plan: Plan, material: Material) -> tuple[float, dict[str, float], dict[str, int]]:
@@ -157,7 +168,21 @@ def _budget_of_recipe(material: Material) -> float:
     return example_flops(MODELS["vae"](material)) * training.batch_size * training.steps
 
 
-def _claim(out: Path, material: Material, plan: Plan, budget: float) -> None:
+def _rests_on(
+    material: Material, given: Given | None, jury: Jury, real: ImageDataset, others: ImageDataset
+) -> Fields:
+    "What results rest on besides the plan, in digests: what lies at a path may have changed since."
+    scaler = material.codes.scaler
+    vae = None if given is None else given.vae
+    return {
+        "scaler": [scaler.shift.flatten().tolist(), scaler.scale.flatten().tolist(), scaler.clip],
+        "real images": [real.fingerprint, others.fingerprint],
+        "judges": jury.weights,
+        "VAE's weights": None if vae is None else weights_fingerprint(vae),
+    }
+
+
+def _claim(out: Path, material: Material, plan: Plan, budget: float, rests_on: Fields) -> None:
     "Note what all results rest on. Raises `CfvaeError` where those that are there rest on something else."
     recipe = config_to_dict(public_recipe(material.recipe))
     for part in ("autoencoder_training", "vae_training"):
@@ -170,11 +195,13 @@ def _claim(out: Path, material: Material, plan: Plan, budget: float) -> None:
         "n": plan.n,
         "features": _public_tag(plan.features),
         "vae": plan.vae and _public_tag(plan.vae),
+        **rests_on,
     }
     settings = json.loads(json.dumps(settings))
     path = out / "settings.json"
-    earlier = read_kept(path, dict.fromkeys(SETTINGS, object)) if path.is_file() else settings
-    changed = [name for name in settings if settings[name] != earlier.get(name)]
+    earlier = read_kept(path, dict.fromkeys(SETTINGS, object)) if path.is_file() else {}
+    earlier = settings | earlier  # an earlier version noted less
+    changed = [name for name in settings if settings[name] != earlier[name]]
     check(
         not changed,
         f"{out} holds a comparison with another {' and another '.join(changed)}: "
@@ -188,11 +215,8 @@ def _public_tag(path: str) -> str:
     return path if public_path(path) == path else source_tag(Path(path))
 
 
-def _adopt(pipe: LatentVAEPipeline, material: Material, out: Path) -> None:
+def _adopt(vae: HierarchicalVAE, material: Material, out: Path) -> None:
     "Put a VAE that was trained before in the place of one trained here."
-    folder = out / Job("vae", seed=0).folder
-    folder.mkdir(parents=True, exist_ok=True)
-    save_model(pipe.vae.cpu(), str(folder / "model.safetensors"))
     training = material.recipe.vae_training
     result: Fields = {
         "rate": training.learning_rate,
@@ -200,11 +224,11 @@ def _adopt(pipe: LatentVAEPipeline, material: Material, out: Path) -> None:
         "batch_size": training.batch_size,
         "loss": None,
         "curve": [],
-        "parameters": count_parameters(pipe.vae),
+        "parameters": count_parameters(vae),
         "seconds": None,  # it was trained elsewhere
         "peak_memory": None,
     }
-    write_synced(folder / "result.json", json.dumps(result, indent=1).encode())
+    keep_result(Job("vae", seed=0), result, vae, out)
 
 
 # --- trainings and points
@@ -240,16 +264,21 @@ def _points(contestants: dict[str, Contestant], finals: Sequence[Job], place: to
 
 
 def _measure_costs(
-    contestants: dict[str, Contestant], points: Sequence[Point], place: torch.device, out: Path
+    contestants: dict[str, Contestant],
+    points: Sequence[Point],
+    place: torch.device,
+    machine: Machine,
+    out: Path,
 ) -> dict[tuple[str, str], Fields]:
     "For every model and style what an image costs, on a machine that does nothing else."
+    here = {"machine": f"{machine.name}, {machine.threads} threads"}
     costs = {}
     for point in points:
         name = point.job.model
         if point.job.seed == 0:
             measure = functools.partial(_measure_cost, contestants[name], point, place, out)
             path = out / "costs" / name / f"{point.style.name}.json"
-            costs[name, point.style.name] = _keep(path, COST, measure)
+            costs[name, point.style.name] = _keep(path, COST, measure, here)
     return costs
 
 
@@ -258,11 +287,14 @@ def _measure_cost(contestant: Contestant, point: Point, place: torch.device, out
     return measure_cost(contestant, model, point.style)
 
 
-def _keep(path: Path, needed: Kinds, measure: typing.Callable[[], Fields]) -> Fields:
-    "What was measured before, or is measured now and kept."
-    if path.is_file():
-        return read_kept(path, needed)
-    fields = measure()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_synced(path, json.dumps(fields, indent=1, allow_nan=False).encode())
+def _keep(
+    path: Path, needed: Kinds, measure: typing.Callable[[], Fields], here: Fields | None = None
+) -> Fields:
+    "What was measured before, under the same circumstances, or is measured now and kept with them."
+    kept = read_kept(path, needed) if path.is_file() else None
+    here = here or {}
+    if kept is not None and here.items() <= kept.items():
+        return kept
+    fields = measure() | here
+    keep(path, fields)
     return fields

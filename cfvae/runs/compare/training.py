@@ -1,6 +1,7 @@
 """The trainings of a comparison: equal budgets in FLOPs, three learning rates each, done once and kept."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import time
@@ -14,6 +15,7 @@ from torch import nn
 from ...baselines import training_flops
 from ...checkpoints import write_synced
 from ...core import CfvaeError, check, count_parameters, get_device, make_generator, seed_everything
+from ...latents import weights_fingerprint
 from ...training import Callback, Metrics, TrainingState, fit
 from .contestant import Contestant, Material
 from .models import MODELS
@@ -23,6 +25,8 @@ from ..output import say
 from ..recorded import RecordedStep
 
 TRY_SHARE = 0.1  # of the budget, for each learning rate that is tried
+CHECKSUM = "sha256"  # field of a kept file: of all its others
+WEIGHTS = "weights"  # field of a result: digest of the model beside it
 CURVE_POINTS = 10  # held-out losses that are noted while a model is trained; 2 of a try
 COUNTED = 4  # examples in the step whose FLOPs are counted
 
@@ -143,13 +147,15 @@ def run_job(
     try:
         state = fit(model, contestant.data(), contestant.loss_fn(), config, [held_out], RecordedStep())
         model = typing.cast(nn.Module, state.ema.module)
-    except CfvaeError:  # too many steps in a row were skipped
+    except CfvaeError as error:  # too many steps in a row were skipped
         if job.rate is None:
-            raise
+            reason = str(error).partition("\n")[0]
+            way_out = "leave it out by --models, or choose another --preset or --budget"
+            raise CfvaeError(f"{job.model}, seed {job.seed}, at {rate:.2g}: {reason}\n{way_out}") from None
         held_out.curve.append((length, None))
     finish(device)
 
-    result = {
+    result: Fields = {
         "rate": rate,
         "steps": length,
         "batch_size": config.batch_size,
@@ -159,12 +165,37 @@ def run_job(
         "seconds": time.perf_counter() - start,
         "peak_memory": peak_memory(device) if device.type == "cuda" else None,
     }
-    folder = out / job.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    if job.rate is None:
-        save_model(model.cpu(), str(folder / "model.safetensors"))
-    write_synced(folder / "result.json", json.dumps(result, indent=1, allow_nan=False).encode())
+    keep_result(job, result, model if job.rate is None else None, out)
     _report(job, result)
+
+
+def keep_result(
+    job: Job,  # what was trained
+    result: Fields,  # what was measured on the way
+    model: nn.Module | None,  # the trained model; None: a try, whose model is not kept
+    out: Path,  # the comparison's folder
+) -> None:
+    "Write both, result.json last: where it is, the training is done."
+    folder = out / job.folder
+    if model is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(model.cpu(), str(folder / "model.safetensors"))
+        result = {**result, WEIGHTS: weights_fingerprint(model)}
+    keep(folder / "result.json", result)
+
+
+def keep(
+    path: Path,  # of a file below the comparison's folder
+    fields: Fields,  # what it is to hold
+) -> None:
+    "Write what was measured, with a checksum: a value that is damaged later is not taken for a result."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    marked = {**fields, CHECKSUM: _checksum(fields)}
+    write_synced(path, json.dumps(marked, indent=1, allow_nan=False).encode())
+
+
+def _checksum(fields: Fields) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _report(job: Job, result: Fields) -> None:
@@ -189,6 +220,9 @@ def read_kept(
     "What was kept. Raises `CfvaeError` for a damaged file."
     way_out = "remove it, and the same command makes it again"
     fields = read_fields(path, way_out)
+    noted = fields.pop(CHECKSUM, None)  # an earlier version noted none
+    whole = noted is None or noted == _checksum(fields)
+    check(whole, f"{path} cannot be read (it was changed after it was written): {way_out}")
     missing = ", ".join(sorted(needed - fields.keys()))
     check(not missing, f"{path} cannot be read (it has no {missing}): {way_out}")
     wrong = ", ".join(sorted(name for name, kind in needed.items() if not isinstance(fields[name], kind)))
@@ -205,11 +239,13 @@ def load_trained(
     model = contestant.build()
     folder = out / job.folder
     path = folder / "model.safetensors"
+    way_out = f"remove {folder}, and the same command trains it again"
     try:
         load_model(model, str(path))
     except Exception as error:  # as varied as the ways in which a file can be damaged
-        message = f"{path} cannot be read ({type(error).__name__})"
-        raise CfvaeError(f"{message}: remove {folder}, and the same command trains it again") from error
+        raise CfvaeError(f"{path} cannot be read ({type(error).__name__}): {way_out}") from error
+    noted = (read_result(job, out) or {}).get(WEIGHTS)
+    check(noted in (None, weights_fingerprint(model)), f"{path} is not the model that was trained: {way_out}")
     return model.eval().requires_grad_(False)
 
 
