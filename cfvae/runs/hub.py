@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi, ModelCardData, snapshot_download
 
-from ..core import CfvaeError, check, config_to_dict, count_parameters
+from ..core import CfvaeError, check, check_path, config_to_dict, count_parameters
 from ..pipeline import LatentVAEPipeline
 from ..pretrained import PretrainedConfig
 from ..recipes import Recipe
@@ -19,15 +19,18 @@ from .public import in_backticks, in_markdown, public_recipe
 
 # --- there and back
 
+MODEL_FILES = [f"{part}/*.{ending}" for part in ("autoencoder", "vae") for ending in ("json", "safetensors")]
+
 
 def fetch_from_hub(
     repo_id: str,  # owner/name
 ) -> Path:
-    """The local copy of a pipeline on the Hugging Face hub. Only JSON and safetensors are fetched.
+    """The local copy of a pipeline on the Hugging Face hub. Only its JSON and safetensors are fetched.
 
     Raises `CfvaeError` where it cannot be had."""
+    check_name(repo_id)
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(repo_id, allow_patterns=["pipeline.json", *MODEL_FILES]))
     except Exception as error:  # no network, no such model, no permission
         raise CfvaeError(
             f"the Hugging Face hub gave no model {repo_id} (is there a network?): {_reason(error)}"
@@ -42,10 +45,10 @@ def load(
 
 
 def check_name(
-    repo_id: str,  # where a model is to be published
+    repo_id: str,  # where a model is, or is to be published
 ) -> None:
     "Raises `CfvaeError` for a name that no model on the hub can have."
-    named = re.fullmatch(r"[a-z0-9][\w.-]*/[a-z0-9][\w.-]*", repo_id, re.ASCII | re.IGNORECASE)
+    named = re.fullmatch(r"[a-z0-9][\w.-]*/[a-z0-9][\w.-]*", str(repo_id), re.ASCII | re.IGNORECASE)
     check(named is not None, f"'{repo_id}' is no name on the hub: give owner/name, of letters, digits, - _ .")
 
 
@@ -58,15 +61,30 @@ def publish(
 ) -> str:
     """Publish a pipeline in half precision on the Hugging Face hub; returns its address.
 
-    Raises `CfvaeError` where the hub refuses or cannot be reached."""
+    Raises `CfvaeError` where the hub refuses or cannot be reached, and where a model is to be private whose
+    repository is there and public."""
     check_name(repo_id)
+    check(isinstance(pipe, LatentVAEPipeline), f"{pipe!r} is no pipeline: load_model loads that of a run")
+    described = isinstance(card, str) and card.strip() != ""
+    check(described, f"the card is {card!r}: say what the model is, as model_card and run_card do")
     api = HfApi(token=token)
     message = "Pipeline in half precision, with its card"
     with tempfile.TemporaryDirectory() as folder:
         pipe.save_pretrained(folder, torch.float16, card)
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
-            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
+            hidden = not private or api.model_info(repo_id).private is True
+            check(
+                hidden, f"{repo_id} is there and public: make it private on the hub, or choose another name"
+            )
+            api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=message,
+                delete_patterns=MODEL_FILES,  # of an earlier model, perhaps of another kind
+            )
+        except CfvaeError:
+            raise
         except Exception as error:  # no network, no token, no permission, a name that is not allowed
             raise CfvaeError(
                 f"{repo_id} could not be published ({_reason(error)}): "
@@ -183,7 +201,7 @@ def run_card(
     )  # not above: a run folder may name a model on the hub
 
     check_name(repo_id)
-    folder = Path(folder)
+    folder = check_path(folder, "the run")
     recipe = public_recipe(load_recipe(folder))
     pipe = load_model(folder)
     log = read_log(folder / "vae" / "log.jsonl")

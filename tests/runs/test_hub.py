@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -57,13 +59,21 @@ def test_published_and_fetched(pipe, tmp_path, monkeypatch):
             assert (repo_id, private, exist_ok, self.token) == ("me/cats", True, True, "secret")
             made.append(repo_id)
 
-        def upload_folder(self, repo_id, folder_path, commit_message):
+        def model_info(self, repo_id):
+            return SimpleNamespace(private=True)
+
+        def upload_folder(self, repo_id, folder_path, commit_message, delete_patterns):
             assert made == [repo_id]
+            assert "autoencoder/*.json" in delete_patterns  # of a borrowed first stage that was there before
             shutil.copytree(folder_path, uploaded)
 
     def snapshot_download(repo_id, allow_patterns):
         assert repo_id == "me/cats"
-        assert allow_patterns == ["*.json", "*.safetensors"]  # never code, never pickles
+        # never code, never pickles, and of a model that is none of ours not all
+        assert allow_patterns[0] == "pipeline.json" and len(allow_patterns) == 5
+        assert all(
+            re.fullmatch(r"(autoencoder|vae)/\*\.(json|safetensors)", name) for name in allow_patterns[1:]
+        )
         return str(uploaded)
 
     monkeypatch.setattr(hub, "HfApi", Api)
@@ -78,6 +88,32 @@ def test_published_and_fetched(pipe, tmp_path, monkeypatch):
     for fetched in (hub.load("me/cats"), load_model("hub:me/cats")):
         assert fetched.classes == CLASSES
         assert torch.allclose(fetched([0], eps=noise, output_type="pt").images, original, atol=0.05)
+
+
+def test_what_is_to_be_private_is_not_uploaded_where_all_can_see_it(pipe, monkeypatch):
+    api = SimpleNamespace(
+        create_repo=lambda repo_id, private, exist_ok: None,
+        model_info=lambda repo_id: SimpleNamespace(private=False),
+        upload_folder=lambda **given: pytest.fail("it was published"),
+    )
+    monkeypatch.setattr(hub, "HfApi", lambda token: api)
+    with pytest.raises(CfvaeError, match="me/cats is there and public: make it private"):
+        publish(pipe, "me/cats", "a card", private=True)
+
+
+@pytest.mark.parametrize(
+    "wrong, complaint",
+    [
+        ({"pipe": None}, "None is no pipeline"),
+        ({"card": None}, "the card is None: say what the model is"),
+        ({"card": " "}, "the card is ' '"),
+        ({"repo_id": 5}, "'5' is no name on the hub"),
+    ],
+)
+def test_what_cannot_be_published(pipe, monkeypatch, wrong, complaint):
+    monkeypatch.setattr(hub, "HfApi", None)
+    with pytest.raises(CfvaeError, match=complaint):
+        publish(**{"pipe": pipe, "repo_id": "me/cats", "card": "a card"} | wrong)
 
 
 def test_no_hub(pipe, monkeypatch):
@@ -165,6 +201,8 @@ def test_no_card_without_a_model(runs, tmp_path):
         run_card(runs / "half")
     with pytest.raises(CfvaeError, match="not a run folder"):
         run_card(tmp_path)
+    with pytest.raises(CfvaeError, match="the run is None: give its path"):
+        run_card(None)
 
 
 def test_the_card_keeps_the_folders_of_this_machine_to_itself(runs, tmp_path):
@@ -182,8 +220,9 @@ def test_the_card_keeps_the_folders_of_this_machine_to_itself(runs, tmp_path):
 
 @pytest.mark.parametrize("name", ["x", "../x/y", "a/b/c", "a/b\x1b[31m", 'a/b")\nimport os#', "/b", "a/"])
 def test_names_that_no_model_on_the_hub_has(name):
-    with pytest.raises(CfvaeError, match="is no name on the hub: give owner/name"):
-        hub.check_name(name)
+    for use in (hub.check_name, hub.load):
+        with pytest.raises(CfvaeError, match="is no name on the hub: give owner/name"):
+            use(name)
 
 
 def test_names_that_models_on_the_hub_have():
