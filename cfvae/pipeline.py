@@ -224,7 +224,9 @@ def _check_weights(model: torch.nn.Module, folder: Path) -> None:
 
 # %% ../nbs/12_pipeline.ipynb #0f54f1f6
 def _check_config(kind: type[torch.nn.Module], path: Path) -> None:
-    "Raises `CfvaeError` unless config.json holds each setting of such a model, no other, and in its type."
+    """Raises `CfvaeError` unless config.json holds each setting of such a model, no other, and in its type.
+
+    The sizes are compared with those of the weights before memory is taken for them."""
     config_class = typing.get_type_hints(kind.__init__)["config"]
     defaults = config_to_dict(config_class())
     saved = json.loads(path.read_text(encoding="utf-8"))
@@ -233,7 +235,13 @@ def _check_config(kind: type[torch.nn.Module], path: Path) -> None:
     check(
         not missing, f"{path.name}: settings are missing ({_listed(missing)}): fetch or save the model again"
     )
-    config_from_dict(config_class, saved)  # raises for other fields and types
+    with torch.device("meta"):
+        expected = kind(config_from_dict(config_class, saved)).state_dict()
+    for weights_path in path.parent.glob("*.safetensors"):
+        with safe_open(weights_path, framework="pt") as weights:
+            for name in sorted(expected.keys() & weights.keys()):
+                shape, wanted = weights.get_slice(name).get_shape(), list(expected[name].shape)
+                check(shape == wanted, f"size mismatch for {name}: {shape}, and by {path.name} {wanted}")
 
 
 # %% ../nbs/12_pipeline.ipynb #112bd125
@@ -459,6 +467,8 @@ def _keep_state(up: torch.nn.Module, inputs: typing.Any, state: torch.Tensor) ->
 @contextlib.contextmanager
 def _computing(stages: TwoStages, precision: str) -> typing.Iterator[None]:
     "What is drawn within is computed in this precision; the decoder's state stays in float32."
+    kind = stages.vae.decoder.start.dtype
+    check(kind == torch.float32, f"the VAE is of the type {kind}: vae.float() first; bf16 is a precision")
     bf16 = resolve_precision(precision, stages.device) == "bf16"
     with contextlib.ExitStack() as stack:
         for up in stages.vae.decoder.ups:

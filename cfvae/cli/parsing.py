@@ -1,6 +1,7 @@
 """What stands in one option as text: numbers, names, labels, depths."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from ..core import CfvaeError, check
@@ -29,7 +30,9 @@ def read_classes(
     text: str,  # what --classes says, as cat,dog
     known: Sequence[str],  # the model's classes
 ) -> list[str]:
-    "Class names. A comma may be part of one, as in `tench, Tinca tinca`: the longest known name is meant."
+    """Class names. A comma may be part of one, as in `tench, Tinca tinca`: the longest known name is meant,
+    however its accents are coded."""
+    composed = {unicodedata.normalize("NFC", name) for name in known}
     most = 1 + max((name.count(",") for name in known), default=0)
     parts = text.split(",")
     names = []
@@ -38,7 +41,7 @@ def read_classes(
         name = parts[0].strip()
         for count in range(min(most, len(parts)), 0, -1):
             joined = ",".join(parts[:count])
-            meant = [one for one in (joined, joined.strip()) if one in known]
+            meant = [one for one in (joined, joined.strip()) if unicodedata.normalize("NFC", one) in composed]
             if meant:
                 taken, name = count, meant[0]
                 break

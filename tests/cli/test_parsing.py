@@ -1,5 +1,7 @@
 "Tests of cfvae.cli.parsing: what stands in one option as text."
 
+import unicodedata
+
 import pytest
 
 from cfvae.cli.parsing import read_classes, read_depths, read_labels
@@ -24,6 +26,13 @@ from cfvae.core import CfvaeError
 def test_a_comma_may_be_part_of_a_class(text, names):
     known = ("cat", "dog", "tench, Tinca tinca", "a,b", "a,b,c", "  lead")
     assert read_classes(text, known) == names
+
+
+def test_a_class_with_a_comma_is_found_however_its_accents_are_coded():
+    composed, apart = (unicodedata.normalize(form, "\u00e9t\u00e9, chaud") for form in ("NFC", "NFD"))
+    for known in ((composed, "b"), (apart, "b")):
+        for text in (composed, apart):
+            assert read_classes(f"b,{text}", known) == ["b", text]
 
 
 @pytest.mark.parametrize("text", ["", ",", "-1", "1.5", "x", "²", "٣", "9" * 5000])

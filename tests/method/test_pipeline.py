@@ -160,6 +160,15 @@ def test_the_state_of_the_decoder_stays_in_float32(monkeypatch):
     assert types == [(torch.float32, torch.bfloat16)] * 3
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.float64])
+def test_a_vae_of_another_type_is_named(kind):
+    other = build()
+    other.vae.to(kind)
+    for use in (lambda: other([0]), lambda: other.reconstruct(PICTURES, [0, 1])):
+        with pytest.raises(CfvaeError, match=rf"the VAE is of the type {kind}: vae.float\(\) first"):
+            use()
+
+
 def test_a_drawing_that_fails_leaves_the_model_as_it_was(pipe):
     with pytest.raises(CfvaeError, match="temperature"):
         pipe([0], temperature=-1, precision="bf16")
@@ -481,6 +490,14 @@ def test_weights_are_exactly_those_of_the_model(saved, part, damage):
     with pytest.raises(CfvaeError, match=f"model.{part}.*{complaint}") as caught:
         LatentVAEPipeline.from_pretrained(saved)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_no_memory_is_taken_for_sizes_that_the_weights_do_not_have(saved, monkeypatch):
+    path = saved / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"widths": [100_000, 100_000]}))
+    monkeypatch.setattr(HierarchicalVAE, "from_pretrained", None)
+    with pytest.raises(CfvaeError, match="model.vae: size mismatch for .*and by config.json"):
+        LatentVAEPipeline.from_pretrained(saved)
 
 
 @pytest.mark.parametrize("part", ["vae", "autoencoder"])
