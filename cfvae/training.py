@@ -358,6 +358,15 @@ def _mean(reports: list[Metrics], device: torch.device) -> Metrics:
 
 
 # %% ../nbs/03_training.ipynb #efd969b9
+def _checked(result: typing.Any) -> tuple[torch.Tensor, Metrics]:
+    "What a loss function returned. Raises `CfvaeError` for what cannot be learned from."
+    pair = isinstance(result, tuple) and len(result) == 2
+    usable = pair and torch.is_tensor(result[0]) and result[0].ndim == 0 and result[0].requires_grad
+    needed = "one number that depends on weights to train, and a dictionary of metrics"
+    check(usable, f"the loss function has to return a pair: {needed}")
+    return result
+
+
 def learn(
     state: TrainingState,  # advanced in place, all but its `step`
     batches: typing.Iterable[Batch],  # the parts of a batch, on the model's device
@@ -371,7 +380,7 @@ def learn(
     reports = []
     for batch in batches:
         with _autocast(state.config, device):
-            loss, metrics = loss_fn(state.model, batch, generator, step)
+            loss, metrics = _checked(loss_fn(state.model, batch, generator, step))
         (loss / parts).backward()
         reports.append({"loss": loss.detach(), **metrics})
 
@@ -464,6 +473,8 @@ def _begin(model: nn.Module, config: TrainingConfig) -> TrainingState:
         f"in {config.accumulate} parts each (accumulate): use a multiple of {pieces}",
     )
 
+    trained = any(weight.requires_grad for weight in model.parameters())
+    check(trained, "the model has no weight to train: each is frozen, or there is none")
     device = get_device(config.device) if world == 1 else processes.device
     model.to(device).train()
     if device.type == "cuda" or _in_bf16(config, device):

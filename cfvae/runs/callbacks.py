@@ -14,7 +14,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..checkpoints import differences, list_checkpoints, load_checkpoint, save_checkpoint, write_synced
-from ..core import CfvaeError, check, config_to_dict, image_grid, whole_number
+from ..core import CfvaeError, check, check_path, config_to_dict, image_grid, whole_number
 from ..files.names import first_few
 from ..training import Callback, Metrics, StopTraining, TrainingState
 from .logs import JsonLog, Speed, TensorBoardLog, plain_metrics, read_log
@@ -100,7 +100,7 @@ class TimeLimit(Callback):
         self,
         minutes: float,  # from now on
     ) -> None:
-        usable = isinstance(minutes, numbers.Real) and minutes > 0
+        usable = isinstance(minutes, numbers.Real) and not isinstance(minutes, bool) and minutes > 0
         check(usable, f"max-minutes is {minutes!r}: a number above 0 is needed")
         self.deadline = time.monotonic() + 60 * minutes
 
@@ -123,7 +123,7 @@ class Checkpointer(Callback):
         data: str = "",  # fingerprint of what is learned from: checkpoints of other data are refused
         rate: str = "learning_rate",  # the field of the recipe that a run which diverged should lower
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = check_path(folder)
         self.every = whole_number(every, "every", 1)
         self.resume = resume
         self.keep = whole_number(keep, "keep", 1)

@@ -99,6 +99,29 @@ def test_rates_stay_within_bounds_and_are_never_zero_at_first(steps, warmup, fin
     assert 0 < rates[0] <= 1 and min(rates) >= 0 and max(rates) <= 1 + 1e-12
 
 
+@pytest.mark.parametrize(
+    "result",
+    [
+        lambda out: out.mean(),
+        lambda out: (out, {}),
+        lambda out: (out.detach().mean(), {}),
+        lambda out: (out.mean().item(), {}),
+        lambda out: (out.mean(), {}, 3),
+    ],
+)
+def test_a_loss_that_cannot_be_learned_from(result):
+    with pytest.raises(
+        CfvaeError, match="the loss function has to return a pair: one number that depends on"
+    ):
+        fit(new_model(), DATA, lambda model, batch, *rest: result(model(batch[0])), config(steps=1))
+
+
+@pytest.mark.parametrize("model", [new_model().requires_grad_(False), nn.Identity()])
+def test_a_model_without_anything_to_train(model):
+    with pytest.raises(CfvaeError, match="the model has no weight to train"):
+        fit(model, DATA, LOSS, config(steps=1))
+
+
 def test_the_optimiser_uses_the_schedule():
     watch = Recorder()
     c = config(steps=5, learning_rate=0.01, final_learning_rate=0.001, warmup=3)

@@ -80,8 +80,9 @@ class Recorder(Callback):
 def test_a_time_limit_stops_the_run():
     state = fit(new_model(), DATA, LOSS, config(steps=50), [TimeLimit(1e-9)])
     assert state.step == 1
-    with pytest.raises(CfvaeError, match="max-minutes is 0"):
-        TimeLimit(0)
+    for minutes in (0, "5", True, math.nan):
+        with pytest.raises(CfvaeError, match=f"max-minutes is {minutes!r}"):
+            TimeLimit(minutes)
 
 
 def test_log_lines(tmp_path):
@@ -451,6 +452,8 @@ def steps_in(folder: Path) -> list[int]:
 def test_a_checkpoint_at_least_every_step(tmp_path):
     with pytest.raises(CfvaeError, match="every is 0"):
         Checkpointer(tmp_path, every=0)
+    with pytest.raises(CfvaeError, match="the folder is ''"):
+        Checkpointer("", every=1)
     with pytest.raises(CfvaeError, match="every is '5'"):
         Checkpointer(tmp_path, every="5")
     with pytest.raises(CfvaeError, match="keep is 0"):
