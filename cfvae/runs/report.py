@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..checkpoints import way_out_of, write_synced
-from ..core import PALETTE, CfvaeError, image_grid, set_style
+from ..core import PALETTE, CfvaeError, check_path, image_grid, set_style
 from ..data import ImageDataset
 from .free import check_writable, refuse_foreign
 from .measure import JUDGED, Measurements, Nats, measure_run
@@ -39,7 +39,7 @@ def write_report(
     """Write what a run has learned as report.html, and its numbers as report.json, into its folder.
 
     Returns the page's path. Raises `CfvaeError` where there is no model yet."""
-    refuse_foreign(Path(folder), ("report.json", "report.html"), {"run", "nats"})
+    refuse_foreign(check_path(folder, "the run"), ("report.json", "report.html"), {"run", "nats"})
     run = open_run(folder, device, data)
     check_writable(run.folder)
     measurements = measure_run(run)
@@ -214,5 +214,5 @@ def _plot_log(axis: Axes, log: list[dict], title: str, unit: str) -> None:
             values = [line[key] for line in lines]
             axis.plot(steps, values, color=colour, label=key, linewidth=1.2)
     axis.set(title=title, xlabel="step", ylabel=unit, yscale="log")
-    if log:
+    if axis.lines:
         axis.legend(fontsize=8)

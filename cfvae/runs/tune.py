@@ -20,6 +20,7 @@ from ..checkpoints import list_checkpoints, write_synced
 from ..core import CfvaeError, check, config_to_dict, get_device, make_generator, seed_everything
 from ..data import ImageDataset, hold_out
 from ..files.lock import FolderLock
+from ..files.names import first_few
 from ..files.open import describe, open_dataset, require_classes
 from ..latents import weights_fingerprint
 from ..pipeline import LatentVAEPipeline
@@ -69,6 +70,7 @@ def tune(
     The pipeline is saved in `out`/pipeline, also where it was stopped early, which False says. Raises
     `CfvaeError` where it cannot be done."""
     check(out != Path(), "--out is empty, or the current folder: name a folder, such as runs/tuned")
+    check(not (out / "recipe.json").exists(), f"{out} holds a run: choose another --out")
     refuse_foreign(out, (NOTE, "decoder", "pipeline"), {"model", "images"})
     limit = [] if max_minutes is None else [TimeLimit(max_minutes)]
     pipe = load_model(tuning.model)
@@ -76,10 +78,9 @@ def tune(
         raise CfvaeError(f"{tuning.model}: its first stage is borrowed, and only own decoders can be tuned")
     images, held, flip = _open_images(tuning, pipe)
     config = tuning.training
-    check(
-        config.batch_size <= len(images),
-        f"batch_size is {config.batch_size}, but {images.name} has {len(images)} training images",
-    )
+    count = len(images)
+    too_large = f"batch_size is {config.batch_size}, but {images.name} has {count} training images"
+    check(config.batch_size <= count, f"{too_large}: --set batch_size={count} or less")
     with FolderLock(out):
         _claim(out, tuning, pipe, images, flip, resume)
         extra: list[Callback] = [signals or StopOnSignal(), *limit]
@@ -97,7 +98,10 @@ def _open_images(tuning: Tuning, pipe: LatentVAEPipeline) -> tuple[ImageDataset,
     dataset = open_dataset(source, size)
     say(describe(dataset))
     same = not pipe.classes or pipe.classes == dataset.classes
-    check(same, f"{dataset.name} has other classes than {tuning.model}")
+    needed = f"{first_few(pipe.classes)}: give images of these"
+    check(
+        same, f"{dataset.name} has other classes than {tuning.model}, or in another order, which has {needed}"
+    )
     if recipe is None:
         if pipe.classes:
             require_classes(dataset)

@@ -35,6 +35,12 @@ def test_what_cannot_be_tuned(run, settings, needle):
     assert not Path("refused/pipeline").exists()
 
 
+def test_a_run_is_no_place_for_a_tuning(run):
+    before = sorted(Path("run").rglob("*"))
+    refused(f"tune run --out run {SIZES}", "run holds a run: choose another --out")
+    assert sorted(Path("run").rglob("*")) == before
+
+
 def test_a_signal_saves_and_the_line_says_how_to_go_on(run, monkeypatch):
     at_step(monkeypatch, "decoder 2", lambda: signal.raise_signal(signal.SIGTERM))
     code, out, _ = call(f"tune run --out stopped {SIZES}")

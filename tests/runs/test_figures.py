@@ -69,7 +69,8 @@ def test_curves_leave_out_what_has_no_logarithm():
         assert curves == {"loss": [(1, 4.0), (2, 2.0)], "rate": [(2, 1.0)]}
         assert (axis.get_title(), axis.get_ylabel(), axis.get_xlabel()) == (title, unit, "step")
         assert axis.get_yscale() == "log"
-    report._curves_figure({"autoencoder": [], "vae": []})  # nothing was logged
+    nothing = report._curves_figure({"autoencoder": [], "vae": [{"step": 1, "loss": 0.0}]})
+    assert [axis.get_legend() for axis in nothing.axes] == [None, None]
 
 
 # --- the evaluation
