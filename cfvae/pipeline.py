@@ -87,7 +87,7 @@ class TwoStages:
         scaler: LatentScaler,  # between them
         classes: typing.Sequence[str] = (),  # class names by index; empty for a model without labels
     ) -> None:
-        kinds = (Autoencoder, PretrainedAutoencoder), HierarchicalVAE, LatentScaler
+        kinds: typing.Any = (Autoencoder, PretrainedAutoencoder), HierarchicalVAE, LatentScaler
         for part, kind in zip((autoencoder, vae, scaler), kinds, strict=True):
             needed = "an autoencoder, a HierarchicalVAE and a LatentScaler are needed, in this order"
             check(isinstance(part, kind), f"{needed}, not a {type(part).__name__}")
