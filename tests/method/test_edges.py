@@ -1,5 +1,8 @@
 "At the edges of the method: the least and the largest numbers, no generator, whose line a warning names."
 
+import inspect
+import sys
+import types
 import warnings
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from cfvae.autoencoder_loss import AutoencoderLossConfig, first_stage_loss, load_lpips
 from cfvae.blocks import SpectralTerm
 from cfvae.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from cfvae.core import CfvaeError, to_uint8
@@ -15,7 +19,7 @@ from cfvae.data import ImageDataset, horizontal_flip
 from cfvae.evaluation import _nearest_background
 from cfvae.files.open import open_dataset
 from cfvae.hvae import finite_number
-from cfvae.training import bf16_is_fast
+from cfvae.training import _repeatable, bf16_is_fast
 
 
 @pytest.mark.parametrize("scale", [1e-13, 1e-6, 1e6])
@@ -63,6 +67,32 @@ def test_mixed_precision_is_for_processors_that_have_it(monkeypatch, fast):
     assert not bf16_is_fast(torch.device("meta"))
 
 
+def test_cudnn_repeats_itself_in_training_and_is_as_before_afterwards(monkeypatch):
+    cudnn = torch.backends.cudnn
+    for deterministic, benchmark in ((False, True), (True, False)):
+        monkeypatch.setattr(cudnn, "deterministic", deterministic)
+        monkeypatch.setattr(cudnn, "benchmark", benchmark)
+        with pytest.raises(KeyboardInterrupt), _repeatable():
+            assert (cudnn.deterministic, cudnn.benchmark) == (True, False)
+            raise KeyboardInterrupt
+        assert (cudnn.deterministic, cudnn.benchmark) == (deterministic, benchmark)
+
+
+def test_what_tells_pictures_apart_does_not_learn():
+    net = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Dropout()).train()
+    first_stage_loss(AutoencoderLossConfig(perceptual_weight=1.0), perceptual_net=net)
+    assert not any(part.training for part in net.modules())
+    assert not any(weight.requires_grad for weight in net.parameters())
+
+
+def test_the_perceptual_network_is_asked_for_quietly(monkeypatch):
+    asked = []
+    lpips = types.SimpleNamespace(LPIPS=lambda **options: asked.append(options) or nn.Identity())
+    monkeypatch.setitem(sys.modules, "lpips", lpips)
+    load_lpips()
+    assert asked == [{"net": "vgg", "verbose": False}]
+
+
 def not_finite(tmp_path: Path):
     to_uint8(torch.tensor([float("nan")]))
 
@@ -91,4 +121,6 @@ def test_a_warning_names_the_line_that_asked(tmp_path, cause):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         cause(tmp_path)
+    lines, first = inspect.getsourcelines(cause)
     assert {Path(warning.filename).name for warning in caught} == {Path(__file__).name}
+    assert all(first < warning.lineno < first + len(lines) for warning in caught)

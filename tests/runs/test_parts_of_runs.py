@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from cfvae.core import CfvaeError
 from cfvae.guidance import Guidance
-from cfvae.runs import evaluate, judging, machine, next_steps, opened
+from cfvae.runs import evaluate, hub, judging, machine, next_steps, opened
 from cfvae.runs.bench import new_pipeline
 from cfvae.runs.callbacks import Checkpointer
 from cfvae.runs.compare import judging as judging_points, run as comparison, training as trainings
@@ -51,6 +52,7 @@ def test_every_seed_is_judged_by_noise_of_its_own(monkeypatch, tmp_path):
     monkeypatch.setattr(judging_points, "draw_images", lambda *given, seed: seeds.append(seed))
     monkeypatch.setattr(judging_points, "measure", lambda *given: {"measures": {"judge": {}}})
     monkeypatch.setattr(judging_points, "keep", lambda *given: None)
+    monkeypatch.setattr(judging_points, "_weights", lambda *given: "a digest")
     material = types.SimpleNamespace(recipe=preset("shapes-demo"))
     jury = types.SimpleNamespace(labels=None, n=4)
     for seed in (0, 3):
@@ -180,3 +182,12 @@ def test_what_a_report_proposes(monkeypatch):
 
 def test_one_checkpoint_may_be_all_that_stays(tmp_path):
     assert Checkpointer(tmp_path, every=1, keep=1).keep == 1
+
+
+def test_the_hub_is_told_what_kind_of_model_it_is():
+    card = hub.model_card(new_pipeline(preset("shapes-demo")), "data", "recipe", {}, "limits", "me/cats")
+    assert ModelCard(card).data.to_dict() == {
+        "library_name": "cfvae",
+        "pipeline_tag": "unconditional-image-generation",
+        "tags": ["vae", "hierarchical-vae", "latent", "pytorch"],
+    }
