@@ -6,10 +6,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from ..core import check
 from ..runs.evaluate import Evaluation, Question, evaluate as measure
-from ..runs.evaluation_page import write_evaluation
-from ..runs.free import check_writable, refuse_foreign
+from ..runs.evaluation_page import prepare_folder, write_evaluation
 from ..runs.image_sets import Style
 from ..runs.judging import Row, Value
 from . import drawing
@@ -26,18 +24,11 @@ def evaluate(
     out: Path,  # a folder for numbers and page
 ) -> None:
     "Measure a model, print a table for every judge, and write numbers and page."
-    _prepare(out)
+    prepare_folder(out)  # before the work rather than after it
     evaluation, shown = measure(question)
     print_evaluation(evaluation)
     for path in write_evaluation(evaluation, shown, out):
         print(f"written: {path}")
-
-
-def _prepare(out: Path) -> None:
-    "Make sure, before the work, that the folder is there and can be written to."
-    check(not out.is_file(), f"--out is {out}, and a file is called so: give a folder")
-    refuse_foreign(out, ("evaluation.json", "evaluation.html"), {"question", "rows"})
-    check_writable(out)
 
 
 def print_evaluation(

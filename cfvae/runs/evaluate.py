@@ -8,13 +8,16 @@ import functools
 import importlib
 import statistics
 import typing
+import warnings
+from pathlib import Path
 
 import torch
 
 from ..autoencoder import psnr
-from ..core import check, config_to_dict, get_device
+from ..core import check, check_fields, check_seed, config_to_dict, get_device
 from ..data import ImageDataset
 from ..distances import nearest_images
+from ..files.names import first_few
 from ..pipeline import LatentVAEPipeline
 from .bench import count_flops
 from .folder import load_model
@@ -35,7 +38,7 @@ MOST_LAYERED = 512  # held-out images whose layers are measured, at most
 class Question:
     "What is to be measured, and how."
 
-    model: str  # a run folder, a saved pipeline, the name of a shipped one, or hub:owner/name
+    model: str | Path  # a run folder, a saved pipeline, the name of a shipped one, or hub:owner/name
     data: str  # as `open_dataset` reads it; its validation split is what everything is compared with
     features: str = "own"  # whose, as `find_judges` reads it
     n: int = 1000  # images on either side
@@ -43,6 +46,10 @@ class Question:
     sweep: bool = False  # look for guidance weights, too
     seed: int = 0  # of the samples' noise
     device: str = "auto"  # where to compute
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_seed(self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +100,9 @@ def evaluate(
     judges = find_judges(question.features, held, pipe.device)
     n = question.n
     real, known = choose_images(held, n), choose_images(training, n)
-    labels = model_labels(pipe, real)  # raises, before any work, for classes that the model does not know
+    # raise, before any work, for classes that the model does not know, and a style that it has not
+    labels = model_labels(pipe, real)
+    draw(pipe, 1, question.style, question.seed)
 
     swept, styles = _choose_styles(question, pipe, judges, known)
     say(f"drawing {n} images, and coding {n} held-out ones")
@@ -144,7 +153,17 @@ def _open(question: Question) -> tuple[LatentVAEPipeline, ImageDataset, ImageDat
     about = f"{held.name} has {len(training)} training images and {len(held)} held-out ones"
     check(most >= FEWEST, f"{about}: at least {FEWEST} of each are needed")
     check(FEWEST <= n <= most, f"--n is {n}, but {about}: choose {FEWEST} to {most}")
+    _warn_of_missing_classes(pipe, held)
     return pipe, training, held
+
+
+def _warn_of_missing_classes(pipe: LatentVAEPipeline, held: ImageDataset) -> None:
+    "Samples are of all classes of the model; distances grow where the data have only some of them."
+    shown = {pipe.find_class(held.classes[label]) for label in held.labels.unique().tolist() if label >= 0}
+    missing = [name for index, name in enumerate(pipe.classes) if index not in shown]
+    if missing and shown - {None}:
+        message = f"{held.name} has no held-out images of {first_few(missing)}, which samples will show"
+        warnings.warn(f"{message}: they count as unlike the data", stacklevel=2)
 
 
 def _choose_styles(

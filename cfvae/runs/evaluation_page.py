@@ -13,8 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..checkpoints import write_synced
-from ..core import PALETTE, image_grid, set_style
+from ..core import PALETTE, check, check_path, image_grid, set_style
+from ..files.names import first_few
 from .evaluate import ALONE, FLOOR, WHOLE, Evaluation, Shown
+from .free import check_writable, refuse_foreign
 from .judging import SWEEP, Row
 from .report import data_uri
 
@@ -28,12 +30,24 @@ _TEMPLATES = jinja2.Environment(
 )
 
 
+def prepare_folder(
+    folder: str | Path,  # where numbers and page are to be written
+) -> Path:
+    "Make sure that it is there, can be written to, and holds nothing of others that would be replaced."
+    folder = check_path(folder)
+    check(not folder.is_file(), f"--out is {folder}, and a file is called so: give a folder")
+    refuse_foreign(folder, ("evaluation.json", "evaluation.html"), {"question", "rows"})
+    check_writable(folder)
+    return folder
+
+
 def write_evaluation(
     evaluation: Evaluation,  # as from `evaluate`
     shown: Shown,  # likewise
-    folder: Path,  # where to, and it is there
+    folder: str | Path,  # where to; it is made where needed
 ) -> tuple[Path, Path]:
     "Write numbers and page as evaluation.json and evaluation.html; returns their paths."
+    folder = prepare_folder(folder)
     numbers, page = folder / "evaluation.json", folder / "evaluation.html"
     text = json.dumps(_plain(evaluation.to_dict()), indent=1)
     write_synced(numbers, f"{text}\n".encode())
@@ -90,8 +104,10 @@ def _samples(shown: Shown) -> list[Picture]:
     pictures = []
     for name, drawn in shown.sets.items():
         if name.startswith("samples"):
-            classes = "" if drawn.classes is None else f": {', '.join(drawn.classes[:COLUMNS])}"
-            grid = image_grid(drawn.images[: ROWS * COLUMNS], columns=COLUMNS)
+            some = slice(ROWS * COLUMNS)
+            names = list(dict.fromkeys(drawn.classes[some])) if drawn.classes else []
+            classes = f", the classes in turn: {first_few(names, COLUMNS)}" if names else ""
+            grid = image_grid(drawn.images[some], columns=COLUMNS)
             pictures.append(Picture(data_uri(grid), f"{name.capitalize()}{classes}"))
     return pictures
 

@@ -2,11 +2,12 @@
 
 import dataclasses
 import typing
+import warnings
 from pathlib import Path
 
 import torch
 
-from ..core import CfvaeError, check, make_generator
+from ..core import CfvaeError, check, check_fields, make_generator
 from ..data import ImageDataset
 from ..files.folders import NoValidationSplit
 from ..files.open import open_dataset
@@ -24,6 +25,9 @@ class Style:
 
     guidance: Guidance = Guidance()  # how far towards the label
     temperature: float | tuple[float, ...] = 1.0  # one, or one per resolution
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def name(self) -> str:
@@ -54,13 +58,20 @@ def open_images(
     """Training images, and images that the model has not seen: the data's validation split.
 
     For data without one, those that a run has held out. Raises `CfvaeError` where there are none either, or
-    where the run learned from other images, so that nobody knows which of these it has seen."""
+    where the run learned from other images, so that nobody knows which of these it has seen; warns of these
+    where they do no harm but to stand for what the run learned from."""
     training = open_dataset(spec, size)
+    is_run = (Path(model) / "recipe.json").is_file()
     try:
-        return training, open_dataset(spec, size, train=False)
+        held = open_dataset(spec, size, train=False)
     except NoValidationSplit:
-        if not (Path(model) / "recipe.json").is_file():
+        if not is_run:
             raise
+    else:
+        if is_run and not _learned_from(model, training):
+            message = f"{model} was trained on other images than those of {spec}"
+            warnings.warn(f"{message}: 'training images' are not what it learned from", stacklevel=2)
+        return training, held
     _, rest, held = prepare(load_recipe(model), training)
     check(
         has_same_images(Path(model), rest),
@@ -68,6 +79,15 @@ def open_images(
         "bring the old images back, or give data with a validation split",
     )
     return rest, held
+
+
+def _learned_from(model: str | Path, training: ImageDataset) -> bool:
+    "Whether a run was trained on these images, less those that it held out."
+    try:
+        _, rest, _ = prepare(load_recipe(model), training)
+    except CfvaeError:  # it could not even be
+        return False
+    return has_same_images(Path(model), rest)
 
 
 def choose_images(
@@ -117,7 +137,9 @@ def draw(
     style: Style,  # how
     seed: int,  # of the noise, which is the same for every style
 ) -> ImageSet:
-    "Samples, the classes in turn; in bf16 where the hardware has it, as `opened.draw`."
+    """Samples, the classes in turn; in bf16 where the hardware has it, as `opened.draw`.
+
+    Raises `CfvaeError` where pixels are not finite: there is nothing to be judged."""
     labels: torch.Tensor | None = None
     classes: list[str] | None = None
     if pipe.classes:
@@ -132,4 +154,6 @@ def draw(
         output_type="pt",
         precision="auto",
     )
+    finite = bool(drawn.images.isfinite().all())
+    check(finite, f"samples, {style.name}: pixels are not finite numbers: lower guidance or temperature")
     return ImageSet(drawn.images.cpu() * 2 - 1, classes)

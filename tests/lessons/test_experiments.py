@@ -102,6 +102,11 @@ def test_a_failed_job_stops_no_other_and_none_is_done_twice(tmp_path, capsys):
     assert "double-seed-1 failed: RuntimeError: out of luck" in capsys.readouterr().out
 
 
+def test_records_at_toy_size_are_no_others(tmp_path):
+    places = {Setting(tmp_path, scale=scale).records for scale in (1.0, 0.5, 0.004)}
+    assert len(places) == 3 and Setting(tmp_path).records == tmp_path / "records"
+
+
 def test_nothing_starts_that_would_end_too_late(tmp_path, capsys):
     jobs = [Job("double", "seed", 0, 1000.0)]
     run_all(jobs, Setting(tmp_path), {"double": double_the_seed}, processes=1, minutes=1)

@@ -28,7 +28,8 @@ def test_records_of_one_experiment_become_one_file_and_a_failure_costs_one_recor
         ("09-pull", pull, {"steepness": -1, "seed": 0, "steps": 2}),  # refused by the objective
     ]
     monkeypatch.setattr(stored, "_tasks", lambda: tasks)
-    stored.main([str(tmp_path), "--only", "09-pull"])
+    with pytest.raises(SystemExit, match="1 of 2 records failed"):
+        stored.main([str(tmp_path), "--only", "09-pull"])
     records = json.loads((tmp_path / "09-pull.json").read_text())["records"]
     assert [record["steepness"] for record in records] == [10]
     assert len(records[0]["rates"]) == 8 and records[0]["rate"] == pytest.approx(

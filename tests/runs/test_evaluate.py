@@ -1,6 +1,7 @@
 "Tests of cfvae.runs.evaluate and what it is made of: floors, errors, judges, the page."
 
 import builtins
+import dataclasses
 import html.parser
 import json
 import math
@@ -171,10 +172,19 @@ def test_data_without_a_validation_split(runs, saved, tmp_path):
         ({"n": 59}, "--n is 59"),
         ({"data": "shapes:n=50"}, "at least 60 of each are needed"),
         ({"features": "nothing"}, "no file is called so"),
+        ({"features": "."}, "that folder holds no classifier"),
         ({"device": "quantum"}, "unknown device"),
+        ({"n": "64"}, 'Question.n is "64": a whole number is needed'),
+        ({"n": True}, "Question.n is true: a whole number"),
+        ({"data": None}, "Question.data is null"),
+        ({"style": None}, "Question.style is null"),
+        ({"seed": -1}, "the seed is -1"),
+        ({"style": Style(temperature=(1.0, 2.0, 3.0))}, "temperature"),
+        ({"style": Style(temperature=-1)}, "temperature is -1"),
     ],
 )
-def test_refusals(saved, settings, message):
+def test_refusals_before_any_work(saved, settings, message, monkeypatch):
+    monkeypatch.setattr(evaluating, "reconstruct", pytest.fail)
     with pytest.raises(CfvaeError, match=message):
         evaluate(Question(**{"model": str(saved), "data": DATA, "n": N, "device": "cpu", **settings}))
 
@@ -191,6 +201,25 @@ def test_images_of_other_classes(saved, monkeypatch):
     monkeypatch.setattr(evaluating, "find_judges", lambda *arguments: [])
     with pytest.raises(CfvaeError, match="the model knows no class 'cloud'"):
         evaluate(Question(str(saved), DATA, n=N, device="cpu"))
+
+
+@pytest.mark.parametrize(("labels", "warned"), [([0, 1], True), (range(10), False), ([-1], False)])
+def test_classes_of_the_model_that_the_data_lack(saved, monkeypatch, recwarn, labels, warned):
+    "Samples show them, and are then unlike the data."
+    some = [list(labels)[i % len(labels)] for i in range(80)]
+    images = ImageDataset(Shapes(80, size=16).images, some, FACTORS["class"], "mine")
+    monkeypatch.setattr(evaluating, "open_images", lambda *arguments: (images, images))
+    evaluating._open(Question(str(saved), DATA, n=N, device="cpu"))
+    said = [str(one.message) for one in recwarn if "no held-out images" in str(one.message)]
+    expected = "mine has no held-out images of crescent, heart, square and 5 more, which samples will show"
+    assert said == warned * [f"{expected}: they count as unlike the data"]
+
+
+def test_training_images_that_a_run_has_not_learned_from(runs, recwarn):
+    open_images(runs / "unlabelled", "shapes:n=60", 16)
+    assert not [one for one in recwarn if "was trained on other images" in str(one.message)]
+    with pytest.warns(UserWarning, match="unlabelled was trained on other images than those of shapes:n=70"):
+        open_images(runs / "unlabelled", "shapes:n=70", 16)
 
 
 # --- errors
@@ -248,6 +277,19 @@ def test_all_styles_share_their_noise(saved):
     assert plain.classes == list(FACTORS["class"][:6]) and plain.images.abs().max() <= 1
 
 
+def test_samples_that_are_no_numbers_are_named(saved):
+    pipe = LatentVAEPipeline.from_pretrained(saved)
+    pipe.decode = lambda latents: torch.full((len(latents), 3, 16, 16), math.nan)
+    with pytest.raises(CfvaeError, match="samples, unguided, temperature 2: pixels are not finite .*: lower"):
+        draw(pipe, 3, Style(temperature=2), 0)
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": math.nan}, {"temperature": "1"}, {"guidance": 2.0}])
+def test_styles_of_other_kinds(wrong):
+    with pytest.raises(CfvaeError, match=f"Style.{next(iter(wrong))} is "):
+        Style(**wrong)
+
+
 def test_styles_have_names():
     assert Style().name == "unguided"
     assert Style(Guidance(2.0, 0.5)).name == "guidance 2 / 0.5"
@@ -287,6 +329,14 @@ def test_a_judge_of_other_classes_names_none(tiny_judges):
     assert first.recognises(images, None) is None
 
 
+def test_either_way_to_code_an_accent_is_recognised(tmp_path):
+    Classifier(ClassifierConfig(size=8, widths=(8, 8), num_classes=2)).save_pretrained(tmp_path)
+    [judge] = find_judges(str(tmp_path), photographs(("caf\u00e9", "b")), CPU)
+    images = photographs().batch(range(3))[0]
+    assert judge.recognises(images, ["cafe\u0301"] * 3) is not None
+    assert judge.recognises(images, ["cafe"] * 3) is None
+
+
 def test_recognised_by_name_and_not_by_number(tiny_judges):
     judge, _ = find_judges("own", photographs(), CPU)
     images = photographs().batch(range(20))[0]
@@ -301,11 +351,15 @@ def test_shapes_have_the_judge_of_shapes():
     assert isinstance(judge.classifier, Classifier)
 
 
-def test_a_classifier_of_ones_own(tmp_path):
+def test_a_classifier_of_ones_own(tmp_path, monkeypatch):
     config = ClassifierConfig(size=8, widths=(8, 8), num_classes=3)
     Classifier(config).save_pretrained(tmp_path / "mine")
     [judge] = find_judges(str(tmp_path / "mine"), photographs(("a", "b", "c")), CPU)
     assert judge.name == "mine" and judge.answers == ("a", "b", "c")
+    assert judge.about == "your own; its answers are taken for the classes of photographs"
+    monkeypatch.chdir(tmp_path / "mine")
+    assert find_judges(".", photographs(("a", "b", "c")), CPU)[0].name == "mine"
+    assert judge.weights != find_judges("own", Shapes(4, size=16), CPU)[0].weights
     assert judge.see(torch.zeros(5, 3, 16, 16)).shape == (5, 8)
     [judge] = find_judges(str(tmp_path / "mine"), photographs(("a", "b")), CPU)
     assert judge.answers == ()
@@ -491,6 +545,16 @@ def test_page_and_numbers(measured, tmp_path):
     assert f"Chosen: {evaluation.chosen}" in page.text
 
 
+def test_the_folder_of_an_evaluation(measured, tmp_path):
+    evaluation, shown = measured
+    numbers, page = write_evaluation(evaluation, shown, f"{tmp_path}/new/folder")
+    assert numbers.is_file() and page.is_file()
+    numbers.write_text('{"mine": 1}')
+    with pytest.raises(CfvaeError, match="evaluation.json.*, which cfvae did not write"):
+        write_evaluation(evaluation, shown, numbers.parent)
+    assert numbers.read_text() == '{"mine": 1}'
+
+
 def test_every_table_says_what_it_rests_on(measured):
     source = render_evaluation(*measured)
     tables = re.findall(r"<table>(.*?)</table>", source, re.DOTALL)
@@ -501,6 +565,15 @@ def test_every_table_says_what_it_rests_on(measured):
         for needed in (f"n = {N}", "shapes-classifier", DATA, "standard error"):
             assert needed in caption
     assert FLOOR in judged[0]
+
+
+def test_classes_are_named_in_the_order_of_the_samples(measured):
+    "Not as headings of ten columns: with three classes the second row begins with another one."
+    evaluation, shown = measured
+    images = shown.sets["samples, unguided"].images
+    three = {"samples, unguided": ImageSet(images, [f"class-{i % 3}" for i in range(N)])}
+    source = render_evaluation(evaluation, dataclasses.replace(shown, sets=shown.sets | three))
+    assert "Samples, unguided, the classes in turn: class-0, class-1, class-2<" in " ".join(source.split())
 
 
 def test_strange_names_are_escaped(measured):

@@ -17,8 +17,9 @@ ROOT = Path(__file__).parents[3]
 def main() -> None:
     arguments = _parser().parse_args()
     setting = Setting(arguments.work, arguments.device, arguments.scale)
+    check(0 < setting.scale <= 1, f"--scale is {setting.scale}: a number above 0 and up to 1 is needed")
+    out = arguments.out or (ROOT / "nbs/results" if setting.scale == 1 else setting.records / "tables")
     if not arguments.tables_only:
-        check(0 < setting.scale <= 1, f"--scale is {setting.scale}: a number above 0 and up to 1 is needed")
         chosen = arguments.only or list(EXPERIMENTS)
         prepare(setting, chosen)
         jobs = [job for experiment in chosen for job in jobs_of(experiment)]
@@ -27,8 +28,8 @@ def main() -> None:
         import claims  # these draw, which a machine that only computes need not be able to do
         import summary
 
-        summary.summarise(setting.records, arguments.out)
-        claims.write_claims(arguments.out)
+        summary.summarise(setting.records, out)
+        claims.write_claims(out)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -40,7 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scale", type=float, default=1.0, help="below 1: shorter, to try the programs")
     work = ROOT / "build/experiments"
     parser.add_argument("--work", type=Path, default=work, help="for records (default: build/experiments)")
-    parser.add_argument("--out", type=Path, default=ROOT / "nbs/results", help="for tables and figures")
+    out = "for tables and figures (default: nbs/results; with --scale, a folder beside the records)"
+    parser.add_argument("--out", type=Path, help=out)
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--records-only", action="store_true", help="leave the tables to a later call")
     part.add_argument("--tables-only", action="store_true", help="run nothing: summarise what there is")

@@ -43,8 +43,8 @@ class Setting:
 
     @property
     def records(self) -> Path:
-        "Where every job leaves its record and its pictures."
-        return self.work / "records"
+        "Where every job leaves its record and its pictures: what was made at toy size is no other's."
+        return self.work / ("records" if self.scale == 1 else f"records-at-{self.scale:g}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from cfvae.checkpoints import write_synced
 from cfvae.data import Shapes
 from cfvae.evaluation import shapes_classifier, shipped_classifier
 from cfvae.runs.pixel_models import PIXEL_SCHEDULES
@@ -119,4 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
         records.append(record)
         about = {"device": options.device, "torch": torch.__version__, "records": _rounded(records)}
         # anew with every record: whatever ends the run, what was made is kept
-        (options.out / f"{name}.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
+        write_synced(options.out / f"{name}.json", f"{json.dumps(about)}\n".encode())
+    missing = len(chosen) - sum(map(len, made.values()))
+    if missing:
+        raise SystemExit(f"{missing} of {len(chosen)} records failed")
