@@ -228,7 +228,7 @@ class ImageDataset(torch.utils.data.Dataset):
         device: torch.device,  # where `batch` shall compute
     ) -> "ImageDataset":
         "The same dataset, with all of its images in the memory of a device."
-        pixels = torch.empty(self.images.shape, dtype=torch.uint8, device=get_device(device))
+        pixels = torch.empty(self.images.shape, dtype=torch.uint8, device=get_device(str(device)))
         for start in range(0, len(self), 1024):
             part = np.ascontiguousarray(self.images[start : start + 1024])
             pixels[start : start + 1024] = torch.tensor(part)

@@ -148,7 +148,7 @@ class LatentDataset(torch.utils.data.Dataset):
         device: torch.device,  # where `batch` shall compute
     ) -> "LatentDataset":
         "The same dataset, with all of its codes in the memory of a device."
-        device = get_device(device)
+        device = get_device(str(device))
         latents = torch.as_tensor(np.array(self.latents)).to(device)
         scaler = copy.deepcopy(self.scaler).to(device)
         return LatentDataset(latents, self.labels.to(device), self.classes, scaler, self.fingerprint)

@@ -165,7 +165,7 @@ def store_images(
             if pixels.max() <= DARK or pixels.min() >= BRIGHT:
                 extreme.append(name)
                 continue
-            earlier = first_of.setdefault(hashlib.sha256(pixels).digest()[:16], name)
+            earlier = first_of.setdefault(hashlib.sha256(pixels.data).digest()[:16], name)
             if earlier != name and not alike_pair:
                 alike_pair = (name, earlier)
     reasons = first_few([f"{name} ({reason})" for name, reason in skipped])

@@ -44,13 +44,10 @@ def list_table(
 
     file_column = _find_column(columns, FILE_COLUMNS, name)
     label_column = _find_column(columns, LABEL_COLUMNS, name)
-    for number, row in enumerate(rows, 1):
-        complete = None not in row and file_column in row and label_column in row
-        way_out = "write one for every column, and what has a comma in it in quotation marks"
-        check(
-            complete,
-            f"{name}: row {number} has other cells than the columns {first_few(columns, 8)}: {way_out}",
-        )
+    complete = [None not in row and file_column in row and label_column in row for row in rows]
+    row = f"{name}: row {complete.index(False) + 1}" if not all(complete) else name
+    way_out = "write one for every column, and what has a comma in it in quotation marks"
+    check(all(complete), f"{row} has other cells than the columns {first_few(columns, 8)}: {way_out}")
     files = [_file(row[file_column], f"{name}: row {number}") for number, row in enumerate(rows, 1)]
     outside = [file for file in files if not _is_inside(file)]
     check(not outside, f"{name} names files that are not below its folder: {first_few(outside)}")
