@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "check_pairs",
     "psnr",
     "AutoencoderConfig",
     "NormalisedBlock",
@@ -22,17 +23,27 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
-from .core import check, check_fields
+from .core import check, check_batch, check_fields, finite_number, model_input
 from .data import horizontal_flip
 
 
 # %% ../nbs/02_autoencoder.ipynb #002f61da
+def check_pairs(
+    a: torch.Tensor,  # images
+    b: torch.Tensor,  # others, one for each
+) -> tuple[torch.Tensor, torch.Tensor]:
+    "Both as float32. Raises `CfvaeError` where they are of two shapes, or no floats."
+    check(a.shape == b.shape, f"images of the shapes {tuple(a.shape)} and {tuple(b.shape)} are no pairs")
+    a, b = (check_batch(images, images.shape[1:], "images", largest=None) for images in (a, b))
+    return a, b
+
+
 def psnr(
     a: torch.Tensor,  # images in [-1, 1]
     b: torch.Tensor,  # images in [-1, 1], same shape
 ) -> torch.Tensor:
     "Peak signal-to-noise ratio in decibels, over all images at once; the range of pixel values is 2 (02.2)."
-    check(a.shape == b.shape, f"images of the shapes {tuple(a.shape)} and {tuple(b.shape)} are no pairs")
+    a, b = check_pairs(a, b)
     squared_error = F.mse_loss(a.clamp(-1, 1), b).clamp_min(1e-12)
     return 10 * torch.log10(4 / squared_error)
 
@@ -167,9 +178,8 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin):
     ) -> torch.Tensor:
         "The code, (b, latent_channels, size / factor, size / factor), float32, in the encoder's own units."
         size = self.config.size
-        shape = tuple(x.shape)
-        fits = shape[1:] == (3, size, size)
-        check(fits, f"the autoencoder takes images of shape (b, 3, {size}, {size}), not {shape}")
+        x = model_input(self, x, (3, size, size), "images")
+        check(len(x) > 0, "images: there is none to encode")
         return self.encoder(x).float()
 
     def decode(
@@ -177,10 +187,7 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin):
         z: torch.Tensor,  # (b, latent_channels, size / factor, size / factor)
     ) -> torch.Tensor:
         "The image, (b, 3, size, size), float32, nominally in [-1, 1]."
-        channels, side, _ = self.config.latent_shape
-        shape = tuple(z.shape)
-        fits = shape[1:] == (channels, side, side)
-        check(fits, f"the code has shape (b, {channels}, {side}, {side}), not {shape}")
+        z = model_input(self, z, self.config.latent_shape, "codes")
         return self.decoder(z).float()
 
     def forward(
@@ -199,6 +206,7 @@ def reconstruction_loss(
     """The first stage's loss: mean absolute error, plus `squared` times the mean squared error (02.3).
 
     As `fit` wants it: (model, batch, generator, step) -> (loss, metrics)."""
+    squared = finite_number(squared, "squared", 0)
 
     def loss_fn(
         model: nn.Module, batch: tuple[torch.Tensor, ...], generator: torch.Generator | None, step: int

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .autoencoder import Autoencoder, AutoencoderConfig, psnr
+from .autoencoder import Autoencoder, AutoencoderConfig, check_pairs, psnr
 from .core import CfvaeError, check, check_fields
 from .data import horizontal_flip
 from .training import Batch, Loss, Metrics
@@ -45,9 +45,10 @@ def sharpness(
     """Energy of the images' Laplacian over that of the originals' (03c.1).
 
     1 is as sharp, 0 is flat, and noise can bring it above 1."""
+    images, originals = check_pairs(images, originals)
+    check(min(images.shape[-2:]) >= 3, "images: fewer than 3 x 3 pixels have no Laplacian")
 
     def energy(x: torch.Tensor) -> torch.Tensor:
-        x = x.float()
         up = x[..., :-2, 1:-1]
         down = x[..., 2:, 1:-1]
         left = x[..., 1:-1, :-2]
@@ -220,7 +221,7 @@ def with_discriminator(
     size = autoencoder.config.size
     layers = loss.disc_layers
     advice = f"images of {size} pixels are too small for it, take fewer layers"
-    check(size // 2**layers >= 3, f"disc_layers is {layers}: {advice}")
+    check(size >> layers >= 3, f"disc_layers is {layers}: {advice}")
     return TwoPlayers(autoencoder, PatchDiscriminator(loss.disc_width, layers))
 
 

@@ -39,7 +39,17 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from .core import check, check_fields, device_of, make_generator, randn
+from cfvae.core import (
+    check,
+    check_batch,
+    check_fields,
+    device_of,
+    finite_number,
+    make_generator,
+    model_input,
+    randn,
+    whole_number,
+)
 from .hvae import check_labels, drop_labels
 from .training import Batch, Loss, Metrics
 from .vae import mlp
@@ -68,6 +78,11 @@ class TransformerConfig:
     depth: int = 6  # blocks
     heads: int = 3  # of attention; they divide the width
     num_classes: int = 0  # 0: no labels
+
+    @property
+    def code_shape(self) -> tuple[int, int, int]:
+        "Of one example."
+        return (self.data_channels, self.resolution, self.resolution)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -232,11 +247,13 @@ class Transformer(nn.Module):
     ) -> torch.Tensor:
         "(n, width). Raises `CfvaeError` for labels that the model does not know."
         device = self.label_table.weight.device
+        known = labels is None or self.num_classes > 0
+        check(known, "labels were given, but the model was built without classes")
         if labels is None:
             labels = torch.full((n,), self.num_classes, device=device)
         look = device.type == "cpu" or not self.training  # on a GPU it would make every step wait
         labels = check_labels(labels, n, self.num_classes, look).to(device)
-        if drop > 0:
+        if drop:
             labels = drop_labels(labels, drop, self.num_classes, generator)
         return self.label_table(labels)
 
@@ -280,7 +297,8 @@ class FlowTransformer(nn.Module):
         label: torch.Tensor,  # (b, width), from `transformer.label_vectors`
     ) -> torch.Tensor:
         "(b, data_channels, R, R)."
-        condition = self.embed_time(waves(t, self.frequencies)) + label
+        x = model_input(self, x, self.config.code_shape, "codes")
+        condition = self.embed_time(waves(t, self.frequencies).to(x.dtype)) + label
         tokens = self.project_in(x.flatten(2).transpose(1, 2))
         velocity = self.project_out(self.transformer(tokens, condition))
         return velocity.float().transpose(1, 2).reshape(x.shape)
@@ -297,6 +315,7 @@ def flow_loss(
         model: FlowTransformer, batch: Batch, generator: torch.Generator, step: int
     ) -> tuple[torch.Tensor, Metrics]:
         x, labels = batch
+        x = check_batch(x, model.config.code_shape, "codes", largest=None)
         shown = labels if model.config.num_classes else None
         label = model.transformer.label_vectors(shown, len(x), label_drop, generator)
 
@@ -325,8 +344,9 @@ def sample_flow(
     generator: torch.Generator | None = None,  # source of the noise
 ) -> torch.Tensor:
     "Follow the velocity from noise to data, (n, data_channels, R, R) in the units of the training data."
-    check(n >= 0, f"n is {n}: it must be 0 or more")
-    check(steps >= 1, f"steps is {steps}: at least one is needed")
+    n = whole_number(n, "n", 0)
+    steps = whole_number(steps, "steps", 1)
+    weight = finite_number(weight, "weight")
     check(solver in SOLVERS, f"solver is '{solver}': use one of {', '.join(SOLVERS)}")
     states = model.transformer.label_states(labels, n, weight)
     copies = 2 if weight else 1
@@ -336,8 +356,7 @@ def sample_flow(
         return lean(model(x.repeat(copies, 1, 1, 1), times, states), weight)
 
     config = model.config
-    shape = (n, config.data_channels, config.resolution, config.resolution)
-    x = randn(shape, generator, states.device)
+    x = randn((n, *config.code_shape), generator, states.device)
     for i in range(steps):
         v = velocity(x, i / steps)
         if solver == "heun":  # the mean of the velocities at both ends of the step
@@ -447,6 +466,7 @@ def autoregressive_loss(
         model: AutoregressiveTransformer, batch: Batch, generator: torch.Generator, step: int
     ) -> tuple[torch.Tensor, Metrics]:
         x, labels = batch
+        x = check_batch(x, model.config.code_shape, "codes", largest=None)
         shown = labels if model.config.num_classes else None
         label = model.transformer.label_vectors(shown, len(x), label_drop, generator)
 
@@ -479,8 +499,9 @@ def sample_autoregressive(
     generator: torch.Generator | None = None,  # source of the draws
 ) -> torch.Tensor:
     "Draw entry by entry: the bins' centres, (n, data_channels, R, R) in the units of the training data."
-    check(n >= 0, f"n is {n}: it must be 0 or more")
-    check(temperature >= 0, f"temperature is {temperature}: it must be 0 or more")
+    n = whole_number(n, "n", 0)
+    weight = finite_number(weight, "weight")
+    temperature = finite_number(temperature, "temperature", 0)
     config = model.config
     states = model.transformer.label_states(labels, n, weight)
     copies = 2 if weight else 1
@@ -499,7 +520,7 @@ def sample_autoregressive(
 
     indices = torch.cat(drawn, dim=1).view(n, config.resolution**2, config.data_channels)
     values = config.quantiser.values(indices)
-    return values.transpose(1, 2).reshape(n, config.data_channels, config.resolution, config.resolution)
+    return values.transpose(1, 2).reshape(n, *config.code_shape)
 
 
 # %% ../nbs/15_comparison.ipynb #a0afe97e
@@ -514,7 +535,7 @@ def training_flops(
     trained = copy.deepcopy(model).train()
     generator = make_generator(0, device_of(model))
     # fused attention is not counted on every device; written out, it consists of matrix products
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         loss, _ = loss_fn(trained, batch, generator, 0)
         loss.backward()
     return counter.get_total_flops() // len(batch[0])

@@ -173,6 +173,10 @@ class Resample(nn.Module):
         before = x.shape[-1]
         after = self.resolution
         if before > after:
+            check(
+                before % after == 0,
+                f"resolution {before} does not shrink to {after}: take one that divides it",
+            )
             x = F.avg_pool2d(x, before // after)
         elif before < after:
             x = F.interpolate(x, size=(after, after), mode="nearest")
@@ -233,7 +237,7 @@ class SpectralTerm(nn.Module):
         with torch.autocast(weight.device.type, enabled=False):  # two or three digits would be too few
             matrix = weight.float().flatten(1).T  # (in * k * k, out)
             with torch.no_grad():
-                left = F.normalize(matrix @ self.vector, dim=0, eps=1e-20)
+                left = F.normalize(matrix @ self.vector.float(), dim=0, eps=1e-20)
                 right = F.normalize(matrix.T @ left, dim=0, eps=1e-20)
                 if self.training:
                     self.vector.copy_(right)

@@ -9,6 +9,7 @@ __all__ = [
     "CfvaeError",
     "check",
     "whole_number",
+    "finite_number",
     "whole_numbers",
     "check_batch",
     "check_classes",
@@ -29,17 +30,20 @@ __all__ = [
     "config_to_dict",
     "count_parameters",
     "device_of",
+    "model_input",
     "shipped_weights",
     "verdict",
 ]
 
 # %% ../nbs/00_core.ipynb #4ab89cfa
 import collections
+import contextlib
 import dataclasses
 import difflib
 import itertools
 import json
 import math
+import numbers
 import operator
 import os
 import random
@@ -88,6 +92,24 @@ def whole_number(
     return number
 
 
+def finite_number(
+    value: typing.Any,  # of Python, NumPy or PyTorch
+    name: str,  # what to call it in an error
+    least: float | None = None,  # the smallest that is right; None: any is
+) -> float:
+    "As a float. Raises `CfvaeError` for what is no number, not finite, beyond float32, or too small."
+    if isinstance(value, torch.Tensor) and value.ndim == 0:
+        value = value.item()
+    number = math.nan
+    if isinstance(value, numbers.Real):
+        with contextlib.suppress(OverflowError):  # a whole number beyond every float
+            number = float(value)
+    largest = torch.finfo(torch.float32).max
+    check(abs(number) <= largest, f"{name} is {value!r}: finite numbers are needed, up to {largest:.1e}")
+    check(least is None or number >= least, f"{name} is {value!r}: it must be {least} or more")
+    return number
+
+
 def whole_numbers(
     values: typing.Any,  # a list, an array or a tensor, (n,)
     name: str,  # what to call them in an error
@@ -111,8 +133,9 @@ def check_batch(
     shape: typing.Sequence[int | None],  # of one example; None: any size
     name: str,  # what to call it in an error
     largest: float | None = torch.finfo(torch.float32).max,  # of all numbers; None: they are not looked at
+    least: int = 1,  # examples
 ) -> torch.Tensor:
-    "A batch as float32, (n, *shape). Raises `CfvaeError` for anything else, and where n is 0."
+    "A batch as float32, (n, *shape). Raises `CfvaeError` for anything else, and where n is too small."
     sizes = ", ".join("size" if size is None else str(size) for size in shape)
     needed = f"a tensor of floats, (n, {sizes}), is needed"
     if not isinstance(x, torch.Tensor):
@@ -121,7 +144,7 @@ def check_batch(
     way_out = " (from_uint8 makes it of bytes)" if kind == "uint8" else ""
     check(x.is_floating_point(), f"{name}: {needed}, not of {kind}{way_out}")
 
-    fits = x.ndim == 1 + len(shape) and x.shape[0] > 0
+    fits = x.ndim == 1 + len(shape) and x.shape[0] >= least and 0 not in x.shape[1:]
     fits = fits and all(want in (None, has) for want, has in zip(shape, x.shape[1:], strict=True))
     check(fits, f"{name}: {needed}, not {tuple(x.shape)}")
     if largest is not None:
@@ -172,7 +195,7 @@ def seed_everything(
     seed: int,  # from 0, below SEEDS; the same seed gives the same run
 ) -> None:
     "Seed the global generators of Python, NumPy and PyTorch (initial weights come from the last)."
-    check_seed(seed)
+    seed = check_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -233,7 +256,9 @@ def from_uint8(
 def to_uint8(
     x: torch.Tensor,  # floats, nominally in [-1, 1]; values outside are clipped, NaN becomes 0
 ) -> torch.Tensor:
-    "Pixels as files store them: integers 0..255, rounded to the nearest."
+    "Pixels as files store them: integers 0..255, rounded to the nearest. Raises `CfvaeError` for no floats."
+    floats = isinstance(x, torch.Tensor) and x.is_floating_point()
+    check(floats, "to_uint8 takes a tensor of floats from -1 to 1 (from_uint8 makes it of bytes)")
     x = x.float()
     if not bool(x.isfinite().all()):
         ways_out = "lower guidance or temperature; if neither is high, the model is damaged"
@@ -311,11 +336,14 @@ def show_images(
     "Show images in a grid; returns the matplotlib figure."
     import matplotlib.pyplot as plt
 
-    n = len(images)
-    check(n > 0, "images: there is none to show")
-    check(titles is None or len(titles) >= n, f"{len(titles or ())} titles for {n} images: give one each")
+    n = len(check_batch(images, (3, None, None), "images", largest=None))
+    if titles is not None:
+        listed = isinstance(titles, typing.Sequence) and not isinstance(titles, str)
+        check(listed, f"titles are a {type(titles).__name__}: give a list of texts")
+        check(len(titles) >= n, f"{len(titles)} titles for {n} images: give one each")
     columns = min(n, 12) if columns is None else whole_number(columns, "columns", 1)
     rows = math.ceil(n / columns)
+    check(0 < size < math.inf, f"size is {size}: a number of inches above 0 is needed")
     row_height = size + 0.2 if titles else size  # room for the captions
     figsize = (columns * size, rows * row_height)
     figure, axes = plt.subplots(rows, columns, figsize=figsize, squeeze=False)
@@ -498,6 +526,17 @@ def device_of(
     return torch.device("cpu") if first is None else first.device
 
 
+def model_input(
+    model: torch.nn.Module,  # whose
+    x: typing.Any,  # what was given
+    shape: typing.Sequence[int | None],  # of one example
+    name: str,  # what to call it in an error
+) -> torch.Tensor:
+    "A batch, perhaps of none, of the same kind of floats as the weights. Raises as `check_batch`."
+    batch = check_batch(x, shape, name, largest=None, least=0)
+    return batch.to(next(model.parameters()).dtype)
+
+
 # %% ../nbs/00_core.ipynb #933b7b7c
 def shipped_weights(
     name: str,  # such as "shapes-classifier"
@@ -522,7 +561,7 @@ def verdict(
     try:
         check_answers(*answers)
     except Exception as error:  # as varied as the ways to be wrong
-        reason = str(error) or type(error).__name__
+        reason = str(error).strip() or type(error).__name__
         print(f"not yet: {reason.splitlines()[0]}")
     else:
         print("right")

@@ -11,6 +11,8 @@ import math
 
 import torch
 
+from .core import check, whole_number
+
 
 # %% ../nbs/05_elbo.ipynb #cff20ba5
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +21,11 @@ class ELBO:
 
     distortion: torch.Tensor  # (b,) expected -log p(x | z), or a divergence that stands in for it
     rates: torch.Tensor  # (b, layers) KL(q || p) of each stochastic layer, lowest resolution first
+
+    def __post_init__(self) -> None:
+        distortion, rates = tuple(self.distortion.shape), tuple(self.rates.shape)
+        fits = len(rates) == 2 and distortion == rates[:1]
+        check(fits, f"distortion (b,) and rates (b, layers) are needed, not {distortion} and {rates}")
 
     @property
     def rate(self) -> torch.Tensor:
@@ -42,7 +49,7 @@ class ELBO:
         dims: int,  # numbers per example, such as 3 * 32 * 32
     ) -> torch.Tensor:
         "The negative bound in bits per dimension, (b,)."
-        return -self.elbo / (dims * math.log(2))
+        return -self.elbo / (whole_number(dims, "dims", 1) * math.log(2))
 
 
 # %% ../nbs/05_elbo.ipynb #6c7e6bfc
@@ -52,4 +59,5 @@ def importance_weighted_bound(
     """A bound that tightens with k (05.8), (b,); k = 1 is the one-sample ELBO.
 
     Burda, Grosse and Salakhutdinov 2015, equation 8."""
+    check(len(log_weights) > 0, "log_weights: at least one draw is needed")
     return torch.logsumexp(log_weights, 0) - math.log(len(log_weights))

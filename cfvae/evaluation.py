@@ -27,8 +27,9 @@ __all__ = [
 ]
 
 # %% ../nbs/13_evaluation.ipynb #ee21a0a5
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -42,6 +43,7 @@ from cfvae.core import (
     check,
     check_batch,
     check_fields,
+    check_path,
     device_of,
     from_uint8,
     seed_everything,
@@ -119,6 +121,14 @@ def _classifier_loss(
     return loss, {"accuracy": right.float().mean()}
 
 
+def _check_labelled(dataset: ImageDataset, config: "ClassifierConfig | PhotoClassifierConfig") -> None:
+    "Raises `CfvaeError` for images of another size, and for labels that the classifier has no answer to."
+    check(dataset.size == config.size, f"{dataset.name}: images of size {config.size} are needed")
+    last = config.num_classes - 1
+    known = bool(((dataset.labels >= 0) & (dataset.labels <= last)).all())
+    check(known, f"{dataset.name}: every image needs a label from 0 to {last}")
+
+
 def train_classifier(
     dataset: ImageDataset,  # labelled images
     config: ClassifierConfig,  # sizes
@@ -126,6 +136,7 @@ def train_classifier(
     callbacks: Sequence[Callback] = (),  # who watches
 ) -> Classifier:
     "A classifier trained on labelled images; returns the averaged model."
+    _check_labelled(dataset, config)
     seed_everything(training.seed)
     classifier = Classifier(config)
     state = fit(classifier, dataset, _classifier_loss, training, callbacks)
@@ -229,10 +240,11 @@ class PhotoClassifier(nn.Module, PyTorchModelHubMixin):
 def _shift(
     x: torch.Tensor,  # (b, c, s, s)
     generator: torch.Generator,  # says how far
-    reach: int = 4,  # at most so many pixels, up or down and left or right
+    reach: int = 4,  # at most so many pixels, up or down and left or right; fewer in small images
 ) -> torch.Tensor:
     "Move every image by its own distance; what comes in at the edge mirrors what is there."
     n, channels, side = x.shape[:3]
+    reach = min(reach, side // 8)
     wide = F.pad(x, (reach, reach, reach, reach), mode="reflect")
     offsets = torch.randint(0, 2 * reach + 1, (2, n, 1), generator=generator, device=generator.device)
     rows, columns = offsets.to(x.device) + torch.arange(side, device=x.device)  # (n, s) each
@@ -244,10 +256,11 @@ def _shift(
 def _hide_square(
     x: torch.Tensor,  # (b, c, s, s)
     generator: torch.Generator,  # says where
-    side: int = 8,  # of the square
+    side: int = 8,  # of the square; less in small images
 ) -> torch.Tensor:
     "Paint a square of every image grey (DeVries and Taylor, arXiv 1708.04552)."
     n, size = len(x), x.shape[-1]
+    side = min(side, size // 4)
     corner = torch.randint(0, size - side + 1, (2, n, 1), generator=generator, device=generator.device)
     distance = torch.arange(size, device=x.device) - corner.to(x.device)  # (2, n, s)
     inside = (distance >= 0) & (distance < side)
@@ -287,8 +300,9 @@ def train_photo_classifier(
     take_step: Step = called_step,  # how a step is taken; on a GPU a recorded one is faster
 ) -> PhotoClassifier:
     "A classifier of the labels of `dataset`; returns the averaged model."
-    seed_everything(training.seed)
     config = PhotoClassifierConfig(size=dataset.size, num_classes=dataset.num_classes)
+    _check_labelled(dataset, config)
+    seed_everything(training.seed)
     state = fit(PhotoClassifier(config), dataset, _photo_loss, training, callbacks, take_step)
     return cast(PhotoClassifier, state.ema.module.eval())
 
@@ -298,7 +312,8 @@ def load_classifier(
     folder: str | Path,  # a folder that `save_pretrained` of either kind wrote
 ) -> Classifier | PhotoClassifier:
     "A classifier of whichever kind the folder holds, in evaluation mode. Raises `CfvaeError` for none."
-    config = Path(folder) / "config.json"
+    folder = check_path(folder)
+    config = folder / "config.json"
     of_photographs = config.is_file() and b'"blocks"' in config.read_bytes()
     if of_photographs:
         return load_local(PhotoClassifier, folder)
@@ -321,14 +336,29 @@ def shapes_classifier() -> Classifier:
 
 
 # %% ../nbs/13_evaluation.ipynb #142d2b45
+@contextlib.contextmanager
+def _at_rest(
+    module: nn.Module,  # any
+) -> Iterator[None]:
+    "Nothing in it learns or is random meanwhile: in training, batch norm would look at the other images."
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
 @torch.no_grad()
 def _logits(classifier: nn.Module, images: torch.Tensor, batch_size: int) -> torch.Tensor:
     "(n, classes), on the CPU."
     size = getattr(getattr(classifier, "config", None), "size", None)
     images = check_batch(images, (3, size, size), "images")
     batch_size = whole_number(batch_size, "batch_size", 1)
-    device = next(classifier.parameters()).device
-    parts = [classifier(part.to(device).clamp(-1, 1)).cpu() for part in images.split(batch_size)]
+    device = device_of(classifier)
+    with _at_rest(classifier):
+        parts = [classifier(part.to(device).clamp(-1, 1)).cpu() for part in images.split(batch_size)]
     return torch.cat(parts)
 
 
@@ -350,8 +380,8 @@ def class_accuracy(
 
     It sees fidelity to the label and nothing of diversity: one perfect picture per class scores 1."""
     labels = whole_numbers(labels, "labels").cpu()
-    check(len(images) == len(labels), f"{len(images)} images but {len(labels)} labels")
     logits = _logits(classifier, images, batch_size=256)
+    check(len(images) == len(labels), f"{len(images)} images but {len(labels)} labels")
     last = logits.shape[1] - 1
     known = bool(((labels >= 0) & (labels <= last)).all())
     check(known, f"labels must be 0 to {last}, the classes that the classifier knows")
@@ -359,6 +389,16 @@ def class_accuracy(
 
 
 # %% ../nbs/13_evaluation.ipynb #12b7d52c
+def _check_squares(
+    images: torch.Tensor,  # (n, 3, s, s)
+) -> torch.Tensor:
+    "As float32. Raises `CfvaeError` for anything else."
+    images = check_batch(images, (3, None, None), "images")
+    h, w = images.shape[2:]
+    check(h == w, f"images: {h} x {w} pixels are no square: crop them first")
+    return images
+
+
 def _paint_backgrounds(
     ramp: torch.Tensor,  # (s,): the place of every row, 0 at the top and 1 at the bottom
 ) -> torch.Tensor:
@@ -392,7 +432,7 @@ def measure_shapes(
     `background` and `colour` are the nearest ones, as indices; `area` is the share of the picture that the
     shape covers; `y` and `x` are its centre in [-1, 1]. The same ruler for real images and samples: on soft
     or wrong pictures it still gives the nearest answer."""
-    images = check_batch(images, (3, None, None), "images").cpu()  # wherever they were drawn
+    images = _check_squares(images).cpu()  # wherever they were drawn
     size = images.shape[-1]
     ramp = (torch.arange(size) + 0.5) / size
     backgrounds = _paint_backgrounds(ramp)
@@ -420,6 +460,8 @@ def resize(
     size: int,  # height and width that are needed
 ) -> torch.Tensor:
     "Images at another size, (n, 3, size, size); a pixel of a smaller image is a mean, not a pick."
+    size = whole_number(size, "size", 1)
+    images = _check_squares(images)
     if images.shape[-1] == size:
         return images
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
@@ -433,13 +475,15 @@ def features(
 ) -> torch.Tensor:
     "What a classifier sees before its answer, averaged over all places: (n, d), on the CPU."
     batch_size = whole_number(batch_size, "batch_size", 1)
+    images = _check_squares(images)
     device = device_of(classifier)
     without_flattening = classifier.features[:-1]
     vectors = []
-    for part in images.split(batch_size):
-        fitting = resize(part.to(device).clamp(-1, 1), classifier.config.size)
-        maps = without_flattening(fitting)  # (b, d, r, r)
-        vectors.append(maps.mean((2, 3)).cpu())
+    with _at_rest(classifier):
+        for part in images.split(batch_size):
+            fitting = resize(part.to(device).clamp(-1, 1), classifier.config.size)
+            maps = without_flattening(fitting)  # (b, d, r, r)
+            vectors.append(maps.mean((2, 3)).cpu())
     return torch.cat(vectors)
 
 
@@ -472,7 +516,9 @@ def check_features(
     "Raises `CfvaeError` for features that are too few, not finite, too large, or not of the same network."
     needed = f"features of more than {more_than} images are needed, (n, d)"
     for name, points in (("real", real), ("drawn", drawn)):
-        enough = points.ndim == 2 and len(points) > more_than
+        tensor = isinstance(points, torch.Tensor)
+        check(tensor, f"{name}: a tensor of features is needed, not a {type(points).__name__}")
+        enough = points.ndim == 2 and len(points) > more_than and points.shape[1] > 0
         check(enough, f"{name}: {needed}, not {tuple(points.shape)}")
         small = bool((points.double().abs() <= _LARGEST_FEATURE).all())  # NaN is not
         numbers = f"finite numbers up to {_LARGEST_FEATURE:.0e}"

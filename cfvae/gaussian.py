@@ -12,7 +12,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .core import randn
+from .core import check, randn
 
 
 # %% ../nbs/04_gaussian.ipynb #246feb2a
@@ -37,12 +37,22 @@ def smooth_variance(
 
 
 # %% ../nbs/04_gaussian.ipynb #e9d7dc85
+def _check_shape(x: torch.Tensor, like: torch.Tensor, name: str) -> None:
+    "One dimension short, and PyTorch repeats the others: a sum over wrong entries, without a word."
+    one = like.shape[1:]  # of one example: it may stand for all
+    fits = x.shape == one or x.shape[1:] == one
+    check(fits, f"{name} has the shape {tuple(x.shape)}, which does not go with {tuple(like.shape)}")
+
+
 @dataclasses.dataclass(frozen=True)
 class DiagGaussian:
     "Independent normal distributions, one per entry; mean and variance have one shape, in float32."
 
     mean: torch.Tensor  # (b, ...)
     variance: torch.Tensor  # (b, ...), positive
+
+    def __post_init__(self) -> None:
+        _check_shape(self.variance, self.mean, "variance")
 
     @classmethod
     def from_raw(
@@ -83,6 +93,7 @@ class DiagGaussian:
         "Draw as mean + std * eps (04.1), so that gradients reach mean and variance."
         if eps is None:
             eps = randn(self.mean.shape, generator, self.mean.device)
+        _check_shape(eps, self.mean, "eps")
         return self.mean + temperature * self.std * eps
 
     def log_prob(
@@ -90,6 +101,7 @@ class DiagGaussian:
         x: torch.Tensor,  # (b, ...)
     ) -> torch.Tensor:
         "Log density in nats (04.2), summed over all but the first dimension: (b,)."
+        _check_shape(x, self.mean, "x")
         distance = (x - self.mean) ** 2 / self.variance
         log_densities = -0.5 * (distance + self.variance.log() + math.log(2 * math.pi))
         return sum_dims(log_densities)
@@ -101,6 +113,7 @@ def kl_divergence(
     p: DiagGaussian,  # the one they are described with
 ) -> torch.Tensor:
     "KL(q || p), (b,): the extra nats it costs to describe draws from q as if they came from p (04.4)."
+    _check_shape(p.mean, q.mean, "p")
     ratio = q.variance / p.variance
     distance = (q.mean - p.mean) ** 2 / p.variance
     nats = 0.5 * (ratio - 1 - ratio.log() + distance)

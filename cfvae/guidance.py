@@ -10,9 +10,9 @@ import dataclasses
 
 import torch
 
-from .core import check
+from .core import check, finite_number
 from .gaussian import DiagGaussian
-from .hvae import finite_number, per_level
+from .hvae import per_level
 
 
 # %% ../nbs/11_guidance.ipynb #23a4c7f9

@@ -7,7 +7,6 @@ __all__ = [
     "ChooseZ",
     "GuidanceRule",
     "per_level",
-    "finite_number",
     "HierarchicalVAEConfig",
     "BottomUpEncoder",
     "TopDownBlock",
@@ -24,10 +23,8 @@ __all__ = [
 ]
 
 # %% ../nbs/08_hierarchical_vae.ipynb #335475fd
-import contextlib
 import dataclasses
 import math
-import numbers
 import typing
 
 import torch
@@ -44,7 +41,16 @@ from cfvae.blocks import (
     initialise,
     scale_weight,
 )
-from .core import CfvaeError, check, check_fields, randn, whole_number, whole_numbers
+from cfvae.core import (
+    CfvaeError,
+    check,
+    check_fields,
+    finite_number,
+    model_input,
+    randn,
+    whole_number,
+    whole_numbers,
+)
 from .gaussian import DiagGaussian, kl_divergence
 
 
@@ -60,22 +66,6 @@ def per_level(
     count = len(value)
     check(count == levels, f"{name} has {count} entries: give {levels}, one per resolution, or one number")
     return tuple(value)
-
-
-def finite_number(
-    value: object,  # a number of Python, NumPy or PyTorch
-    name: str,  # what to call it in an error
-) -> float:
-    "The number as a float. Raises `CfvaeError` for anything else, and for what float32 cannot hold."
-    if isinstance(value, torch.Tensor) and value.ndim == 0:
-        value = value.item()
-    number = math.nan
-    if isinstance(value, numbers.Real):
-        with contextlib.suppress(OverflowError):  # a whole number beyond every float
-            number = float(value)
-    largest = torch.finfo(torch.float32).max
-    check(abs(number) <= largest, f"{name} is {value!r}: finite numbers are needed, up to {largest:.1e}")
-    return number
 
 
 # %% ../nbs/08_hierarchical_vae.ipynb #b60f67cf
@@ -273,7 +263,7 @@ class TopDownBlock(nn.Module):
         label: torch.Tensor | None,  # (b, label width)
     ) -> torch.Tensor:
         "The state after z is known (08.4), (b, width, r, r)."
-        return self.shared_block(h + self.project_z(z) + residual, label)
+        return self.shared_block(h + self.project_z(z.to(h.dtype)) + residual, label)
 
 
 # %% ../nbs/08_hierarchical_vae.ipynb #fa0412eb
@@ -421,6 +411,7 @@ def drop_labels(
     generator: torch.Generator | None = None,  # source of the coin flips
 ) -> torch.Tensor:
     "Labels, some of them hidden behind the null label, (n,)."
+    check(0 <= probability <= 1, f"a label is dropped with probability {probability}: take one from 0 to 1")
     device = labels.device if generator is None else generator.device
     coins = torch.rand(len(labels), generator=generator, device=device).to(labels.device)
     return torch.where(coins < probability, null, labels)
@@ -434,8 +425,9 @@ def check_noise(
 ) -> None:
     "Raises `CfvaeError` for noise that does not fit the model."
     expected_shapes = [(n, *shape) for shape in latent_shapes]
+    tensors = isinstance(eps, (list, tuple)) and all(isinstance(e, torch.Tensor) for e in eps)
     check(
-        [tuple(e.shape) for e in eps] == expected_shapes,
+        tensors and [tuple(e.shape) for e in eps] == expected_shapes,
         f"eps must be a list of {len(expected_shapes)} tensors, lowest resolution first; "
         "`model.noise(n)` makes one",
     )
@@ -447,9 +439,7 @@ def temperature_per_level(
 ) -> tuple[float, ...]:
     "One temperature per resolution, lowest first. Raises `CfvaeError` unless they are 0 or more."
     given = per_level(temperature, levels, "temperature")
-    temperatures = tuple(finite_number(value, "temperature") for value in given)
-    check(min(temperatures) >= 0, f"temperature is {temperature}: it must be 0 or more")
-    return temperatures
+    return tuple(finite_number(value, "temperature", 0) for value in given)
 
 
 # %% ../nbs/08_hierarchical_vae.ipynb #38a08629
@@ -514,6 +504,7 @@ class LatentHierarchy(nn.Module):
         """Standard normal noise for every stochastic layer: what `eps` expects.
 
         Keep it to compare samples drawn from the same noise."""
+        n = whole_number(n, "n", 0)
         device = self.decoder.start.device
         return [randn((n, *shape), generator, device) for shape in self.latent_shapes]
 
@@ -543,7 +534,7 @@ class LatentHierarchy(nn.Module):
             labels = torch.full((n,), null, device=device)
         look = device.type == "cpu" or not self.training  # on a GPU it would make every step wait
         labels = check_labels(labels, n, null, look).to(device)
-        if drop > 0:
+        if drop:
             labels = drop_labels(labels, drop, null, generator)
         return self.embedding(labels)
 
@@ -552,9 +543,7 @@ class LatentHierarchy(nn.Module):
     ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
         "The encoder's features at every resolution, and the true labels' vectors."
         resolution = self.config.resolution
-        shape = (self.config.data_channels, resolution, resolution)
-        expected = f"(b, {', '.join(map(str, shape))})"
-        check(x.shape[1:] == shape, f"the model takes data of shape {expected}, not {tuple(x.shape)}")
+        x = model_input(self, x, (self.config.data_channels, resolution, resolution), "data")
         if self.config.num_classes:
             check(labels is not None, "the model has classes, so encoding needs labels")
         label = self.label_vectors(labels, len(x))
@@ -618,7 +607,7 @@ class HierarchicalVAE(LatentHierarchy, PyTorchModelHubMixin):
         )
         if labels is None:
             raise CfvaeError("guidance needs labels to steer towards")
-        labels = torch.as_tensor(labels)
+        labels = whole_numbers(labels, "labels")
         null = torch.full_like(labels, self.config.num_classes)
         both = self.label_vectors(torch.cat([labels, null]), 2 * n)
         return sample_guided(self.decoder, n, both, eps, temperatures, guidance).mean

@@ -109,13 +109,14 @@ class ObjectiveConfig:
         check(fits, f"sigma_q is {self.sigma_q}: it must be above 1e-12, and below 1e12")
         known = ("shifted-exponential", "constant-per-resolution", "none")
         check(self.schedule in known, f"unknown schedule '{self.schedule}'")
-        check(self.steepness >= 1, f"steepness is {self.steepness}: it must be at least 1")
+        fits = 1 <= self.steepness <= 1e30  # float32 holds the sum of many such
+        check(fits, f"steepness is {self.steepness}: it must be from 1 to 1e30")
         check(self.spectral_weight >= 0, f"spectral_weight is {self.spectral_weight}: it must be 0 or more")
         check(0 <= self.label_drop < 1, f"label_drop is {self.label_drop}: it must be from 0 to below 1")
         if self.schedule == "constant-per-resolution":
             check(bool(self.values), f"schedule {self.schedule} needs values, one per resolution")
-        positive = all(value > 0 for value in self.values)
-        check(positive, f"values is {self.values}: every entry must be above 0")
+        positive = all(0 < value <= 1e30 for value in self.values)
+        check(positive, f"values is {self.values}: every entry must be above 0, and at most 1e30")
 
     def shares(
         self,

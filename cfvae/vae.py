@@ -12,7 +12,7 @@ import typing
 import torch
 from torch import nn
 
-from .core import check, check_fields
+from .core import check, check_fields, finite_number, model_input, whole_number
 from .elbo import ELBO
 from .gaussian import DiagGaussian, kl_divergence
 
@@ -33,7 +33,8 @@ class VAEConfig:
         check(usable, f"hidden is {self.hidden}: at least one width of at least 1 is needed")
         check(self.size >= 1, f"size is {self.size}: it must be at least 1")
         check(self.latent_dim >= 1, f"latent_dim is {self.latent_dim}: it must be at least 1")
-        check(self.output_std > 0, f"output_std is {self.output_std}: it must be above 0")
+        fits = 1e-12 < self.output_std < 1e12  # float32 holds its square, and the square's inverse
+        check(fits, f"output_std is {self.output_std}: it must be above 1e-12, and below 1e12")
 
 
 # %% ../nbs/06_vae.ipynb #dd51ad11
@@ -75,8 +76,7 @@ class VAE(nn.Module):
     ) -> DiagGaussian:
         "q(z | x), entries (b, latent_dim)  (06.1)."
         size = self.config.size
-        fits = x.shape[1:] == (3, size, size)
-        check(fits, f"the model takes images of shape (b, 3, {size}, {size}), not {tuple(x.shape)}")
+        x = model_input(self, x, (3, size, size), "images")
         mean, raw = self.encoder(x.flatten(1)).chunk(2, dim=1)
         return DiagGaussian.from_raw(mean, raw)
 
@@ -86,6 +86,7 @@ class VAE(nn.Module):
     ) -> DiagGaussian:
         "p(x | z), entries (b, 3, size, size)  (06.2)."
         size = self.config.size
+        z = model_input(self, z, (self.config.latent_dim,), "z")
         mean = self.decoder(z).float().view(len(z), 3, size, size)
         variance = torch.full_like(mean, self.config.output_std**2)
         return DiagGaussian(mean, variance)
@@ -112,8 +113,8 @@ class VAE(nn.Module):
         generator: torch.Generator | None = None,  # source of the noise where `eps` is None
     ) -> torch.Tensor:
         "Draw latents from the prior and decode them: the mean of p(x | z), (n, 3, size, size)."
-        largest = torch.finfo(torch.float32).max
-        check(0 <= temperature <= largest, f"temperature is {temperature}: it must be 0 or more, and finite")
+        n = whole_number(n, "n", 0)
+        temperature = finite_number(temperature, "temperature", 0)
         self._check_noise(eps, n)
         like = next(self.parameters()).new_empty(n, self.config.latent_dim)
         z = DiagGaussian.standard(like).sample(eps, generator, temperature)
@@ -121,8 +122,8 @@ class VAE(nn.Module):
 
     def _check_noise(self, eps: torch.Tensor | None, n: int) -> None:
         shape = (n, self.config.latent_dim)
-        if eps is not None:
-            check(eps.shape == shape, f"eps must have shape {shape}, not {tuple(eps.shape)}")
+        fits = eps is None or (isinstance(eps, torch.Tensor) and eps.shape == shape)
+        check(fits, f"eps must be a tensor of the shape {shape}")
 
 
 # %% ../nbs/06_vae.ipynb #7724b9bb
@@ -132,7 +133,7 @@ def one_layer_loss(
     """Distortion plus beta times rate (06.3).
 
     As `fit` wants it: (model, batch, generator, step) -> (loss, metrics)."""
-    check(beta >= 0, f"beta is {beta}: it must be 0 or more")
+    beta = finite_number(beta, "beta", 0)
 
     def loss_fn(
         model: VAE, batch: tuple, generator: torch.Generator, step: int

@@ -1,5 +1,6 @@
 "The deterministic autoencoder: shapes, errors, loss, saving."
 
+import copy
 import math
 
 import pytest
@@ -93,12 +94,12 @@ def test_lists_become_tuples():
 
 @pytest.mark.parametrize("shape", [(1, 3, 32, 32), (1, 1, 16, 16), (3, 16, 16), (1, 3, 16, 8)])
 def test_images_of_the_wrong_shape_are_refused(model, shape):
-    with pytest.raises(CfvaeError, match=r"takes images of shape \(b, 3, 16, 16\)"):
+    with pytest.raises(CfvaeError, match=r"images: .*\(n, 3, 16, 16\), is needed, not"):
         model.encode(torch.zeros(shape))
 
 
 def test_codes_of_the_wrong_shape_are_refused(model):
-    with pytest.raises(CfvaeError, match=r"the code has shape \(b, 3, 4, 4\), not \(2, 4, 4, 4\)"):
+    with pytest.raises(CfvaeError, match=r"codes: .*\(n, 3, 4, 4\), is needed, not \(2, 4, 4, 4\)"):
         model.decode(torch.zeros(2, 4, 4, 4))
 
 
@@ -208,3 +209,38 @@ def test_saved_and_loaded_it_is_the_same(model, x, tmp_path):
 def test_on_a_gpu_it_computes_the_same(model, x):
     expected = model(x)
     assert torch.allclose(model.cuda()(x.cuda()).cpu(), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_images_and_weights_of_every_float(model, x, kind):
+    expected = model(x)
+    assert torch.allclose(model(x.to(kind)), expected, atol=0.05)
+    other = copy.deepcopy(model).to(kind)
+    for image in (x, x.to(kind)):
+        assert other(image).dtype == torch.float32 and torch.allclose(other(image), expected, atol=0.1)
+
+
+def test_what_is_no_image_and_no_code(model, x):
+    for wrong in (x.byte(), x.long(), x.numpy(), None, x.to(torch.complex64)):
+        for question, name in ((model.encode, "images"), (model.decode, "codes")):
+            with pytest.raises(CfvaeError, match=f"^{name}: a tensor of floats"):
+                question(wrong)
+    with pytest.raises(CfvaeError, match="images: there is none"):
+        model.encode(x[:0])
+
+
+def test_psnr_of_every_float():
+    x = torch.zeros(2, 3, 4, 4)
+    for kind in (torch.float16, torch.bfloat16, torch.float64):
+        assert psnr(x.to(kind), x.to(kind)).item() == pytest.approx(psnr(x, x).item())
+        small = psnr((x + 1e-4).to(kind), x.to(kind)).item()
+        assert small == pytest.approx(86, abs=0.2)  # half precision has no square of it
+    for wrong in (x.byte(), x.long(), x[:0]):
+        with pytest.raises(CfvaeError, match="images: "):
+            psnr(wrong, wrong)
+
+
+@pytest.mark.parametrize("squared", [-1, math.nan, math.inf, "1"])
+def test_a_weight_of_the_squared_error(squared):
+    with pytest.raises(CfvaeError, match="squared is "):
+        reconstruction_loss(squared=squared)

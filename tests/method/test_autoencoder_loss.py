@@ -529,3 +529,16 @@ def test_psnr_in_the_metrics_is_that_of_the_reconstruction(x):
     assert torch.equal(
         first_stage_loss(GAME)(model, (x, None), None, 0)[1]["psnr"], psnr(model(x), x).detach()
     )
+
+
+def test_sharpness_is_of_pairs_with_a_middle():
+    x = torch.randn(2, 3, 8, 8)
+    for one, other in ((x, x[:1]), (x, x[..., :4, :4]), (x[:0], x[:0]), (x[..., :2], x[..., :2])):
+        with pytest.raises(CfvaeError, match="images"):
+            sharpness(one, other)
+
+
+def test_more_layers_than_any_image_has_pixels():
+    loss = AutoencoderLossConfig(disc_weight=1.0, disc_layers=10**12)
+    with pytest.raises(CfvaeError, match="disc_layers is"):
+        first_stage(AutoencoderConfig(), loss)

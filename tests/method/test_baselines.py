@@ -360,3 +360,56 @@ def test_the_sizes_meant_for_photographs_cost_what_the_vae_costs():
     batch = (torch.randn(1, 8, 8, 8), torch.zeros(1, dtype=torch.int64))
     assert training_flops(model, flow_loss(), batch) == pytest.approx(4.49e9, rel=0.05)
     assert count_parameters(model) < 20.9e6
+
+
+@pytest.mark.parametrize(
+    "sample", [lambda m, **given: sample_flow(m, steps=1, **given), sample_autoregressive]
+)
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("n", [1.5, True, "2", None]), ("weight", [math.nan, math.inf, "1", None])],
+)
+def test_numbers_that_nothing_is_drawn_with(sample, name, values):
+    model = flow() if sample is not sample_autoregressive else autoregressive()
+    for value in values:
+        with pytest.raises(CfvaeError, match=f"{name} is"):
+            sample(model, **{"labels": None, "n": 2, name: value})
+
+
+def test_steps_and_temperatures_that_are_none():
+    for steps in (1.5, True, "2"):
+        with pytest.raises(CfvaeError, match="steps is"):
+            sample_flow(flow(), None, 2, steps)
+    for temperature in (math.inf, "1", None):
+        with pytest.raises(CfvaeError, match="temperature is"):
+            sample_autoregressive(autoregressive(), None, 2, temperature=temperature)
+
+
+def test_labels_for_a_model_without_classes():
+    with pytest.raises(CfvaeError, match="built without classes"):
+        sample_flow(flow(num_classes=0), [0, 0], 2, 1)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (2, 2, 8), (2, 8, 8), (3, 4, 4), (4, 4)])
+def test_codes_of_another_shape_have_other_positions(shape):
+    x, labels = torch.zeros(2, *shape), torch.zeros(2, dtype=torch.int64)
+    for loss, model in ((flow_loss(), flow()), (autoregressive_loss(), autoregressive())):
+        with pytest.raises(CfvaeError, match=r"^codes: .*\(n, 2, 4, 4\), is needed"):
+            loss(model, (x, labels), make_generator(0), 0)
+    with pytest.raises(CfvaeError, match="^codes: "):
+        flow()(x, torch.zeros(2), flow().transformer.label_vectors(labels, 2))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_weights_of_every_float(kind):
+    for loss, model in ((flow_loss(), flow()), (autoregressive_loss(), autoregressive())):
+        value, _ = loss(model, a_batch(), make_generator(0), 0)
+        other, _ = loss(model.to(kind), a_batch(), make_generator(0), 0)
+        assert other.item() == pytest.approx(value.item(), rel=0.1)
+    assert sample_flow(flow().to(kind), LABELS, 5, 2, 1.0).isfinite().all()
+    assert sample_autoregressive(autoregressive().to(kind), LABELS, 5, 1.0).isfinite().all()
+
+
+def test_flops_are_counted_where_nothing_is_learned():
+    with torch.no_grad():
+        assert training_flops(flow(), flow_loss(), a_batch()) > 0

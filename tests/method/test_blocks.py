@@ -359,3 +359,9 @@ def test_spectral_term_moves_to_a_gpu():
     layer = nn.Conv2d(4, 4, 3).cuda()
     term = SpectralTerm(layer).cuda()
     assert term(layer.weight).is_cuda and term.vector.is_cuda
+
+
+def test_a_resolution_that_does_not_divide():
+    for before, after in ((8, 3), (5, 2)):
+        with pytest.raises(CfvaeError, match=f"resolution {before} does not shrink to {after}"):
+            Resample(4, 4, after)(torch.zeros(1, 4, before, before))

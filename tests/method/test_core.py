@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import random
 import warnings
 from pathlib import Path
@@ -23,10 +24,12 @@ from cfvae.core import (
     config_from_dict,
     config_to_dict,
     count_parameters,
+    finite_number,
     from_uint8,
     get_device,
     image_grid,
     make_generator,
+    model_input,
     randn,
     seed_everything,
     set_style,
@@ -93,6 +96,7 @@ IMAGES = torch.zeros(2, 3, 4, 4)
         (IMAGES[0], r"a tensor of floats, \(n, 3, size, 4\), is needed, not \(3, 4, 4\)"),
         (IMAGES[:0], r"not \(0, 3, 4, 4\)"),
         (IMAGES[:, :1], r"not \(2, 1, 4, 4\)"),
+        (IMAGES[:, :, :0], r"not \(2, 3, 0, 4\)"),
         (IMAGES[..., :2], r"not \(2, 3, 4, 2\)"),
         (IMAGES + 255, "finite numbers up to 16 are needed, not 255"),
         (IMAGES - 255, "not 255"),
@@ -260,8 +264,12 @@ def test_grids_that_cannot_be_drawn(options, complaint):
 @pytest.mark.parametrize(
     ("n", "options", "complaint"),
     [
-        (0, {}, "images: there is none to show"),
+        (0, {}, r"images: .*not \(0, 3, 4, 4\)"),
         (3, {"titles": ["a", "b"]}, "2 titles for 3 images"),
+        (3, {"titles": "abc"}, "titles are a str"),
+        (3, {"titles": torch.arange(3)}, "titles are a Tensor"),
+        (3, {"size": 0}, "size is 0: a number of inches"),
+        (3, {"size": math.nan}, "size is nan"),
         (3, {"columns": -1}, "columns is -1"),
         (3, {"columns": 0}, "columns is 0"),
     ],
@@ -276,15 +284,18 @@ def test_figures_that_cannot_be_drawn(n, options, complaint):
     [
         (torch.zeros(0, 3, 4, 4), None, "images: .*not"),
         (torch.zeros(2, 1, 4, 4), None, "images: .*not"),
+        (torch.zeros(3, 4, 4), None, "images: .*not"),
+        (torch.zeros(2, 3, 0, 4), None, "images: .*not"),
         (torch.zeros(2, 3, 4, 4).byte(), None, "images: .*not of uint8"),
         (torch.zeros(2, 3, 4, 4), 0, "columns is 0: a whole number from 1"),
         (torch.zeros(2, 3, 4, 4), -1, "columns is -1"),
         (torch.zeros(2, 3, 4, 4), 1.5, "columns is 1.5"),
     ],
 )
-def test_image_grid_of_what_is_no_pictures(images, columns, complaint):
-    with pytest.raises(CfvaeError, match=complaint):
-        image_grid(images, columns)
+def test_pictures_of_what_is_no_pictures(images, columns, complaint):
+    for draw in (image_grid, show_images):
+        with pytest.raises(CfvaeError, match=complaint):
+            draw(images, columns=columns)
 
 
 def test_show_images_draws_each_image_with_its_title():
@@ -359,3 +370,40 @@ def test_a_single_image_and_rows_of_twelve():
     assert not any(axis.axison for axis in many.axes)
     assert many.axes[0].images[0].get_interpolation() == "nearest"
     plt.close("all")
+
+
+@pytest.mark.parametrize("value", ["1", None, 1j, [1.0], math.nan, math.inf, 1e39, 10**400, torch.ones(2)])
+def test_a_finite_number_is_nothing_else(value):
+    with pytest.raises(CfvaeError, match="^beta is .*: finite numbers are needed"):
+        finite_number(value, "beta")
+
+
+def test_finite_numbers_of_every_kind():
+    for value in (2, 2.0, np.float32(2), np.int64(2), torch.tensor(2.0)):
+        assert finite_number(value, "beta", 2) == 2.0
+    with pytest.raises(CfvaeError, match="^beta is -0.1: it must be 0 or more$"):
+        finite_number(-0.1, "beta", 0)
+
+
+def test_a_seed_may_come_from_an_array():
+    for seed in (np.int64(7), torch.tensor(7)):
+        seed_everything(seed)
+        drawn = random.random(), np.random.rand(), torch.rand(1).item()
+        seed_everything(7)
+        assert drawn == (random.random(), np.random.rand(), torch.rand(1).item())
+
+
+@pytest.mark.parametrize("x", [torch.full((2,), 200, dtype=torch.uint8), np.zeros(2), torch.zeros(2).bool()])
+def test_what_is_bytes_already_does_not_come_out_white(x):
+    with pytest.raises(CfvaeError, match="to_uint8 takes a tensor of floats"):
+        to_uint8(x)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.float32, torch.float64])
+def test_what_comes_in_becomes_what_the_weights_are(kind):
+    model = torch.nn.Linear(3, 2).to(kind)
+    for x in (torch.ones(4, 3).double(), torch.ones(4, 3).half(), torch.ones(0, 3)):
+        assert model_input(model, x, (3,), "codes").dtype == kind
+    for wrong in (torch.ones(4, 3).byte(), torch.ones(4, 2), torch.ones(3), [[1.0] * 3], np.ones((4, 3))):
+        with pytest.raises(CfvaeError, match=r"^codes: a tensor of floats, \(n, 3\), is needed, not"):
+            model_input(model, wrong, (3,), "codes")

@@ -209,3 +209,9 @@ def test_distances_are_of_what_a_file_would_hold():
 def test_images_of_another_size():
     with pytest.raises(CfvaeError, match=r"like shapes: .*\(n, 3, 8, 8\), is needed, not \(2, 3, 16, 16\)"):
         nearest_images(torch.zeros(2, 3, 16, 16), Shapes(4, size=8))
+
+
+def test_no_images_are_nearest():
+    nobody = ImageDataset(torch.zeros(0, 3, 8, 8).byte(), [], ["a"], "nobody")
+    with pytest.raises(CfvaeError, match="nobody has no images"):
+        nearest_images(torch.zeros(2, 3, 8, 8), nobody)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.distributions import MultivariateNormal, Normal
 
-from cfvae.core import make_generator
+from cfvae.core import CfvaeError, make_generator
 from cfvae.elbo import ELBO, importance_weighted_bound
 from cfvae.gaussian import DiagGaussian, kl_divergence
 
@@ -132,3 +132,22 @@ def test_importance_weighted_bound_tightens_with_k_and_stays_below():
     bounds = [importance_weighted_bound(log_w[:k]).mean().item() for k in (1, 3, 10, 100)]
     assert all(a + 0.05 < b for a, b in zip(bounds[:3], bounds[1:], strict=False))
     assert evidence(1.0).item() - 0.03 < bounds[-1] < evidence(1.0).item() + 0.01
+
+
+@pytest.mark.parametrize(
+    "shapes", [((3, 1), (3, 2)), ((3,), (3,)), ((), (3, 2)), ((2,), (3, 2)), ((3,), (1, 2))]
+)
+def test_halves_that_do_not_belong_together(shapes):
+    with pytest.raises(CfvaeError, match=r"distortion \(b,\) and rates \(b, layers\) are needed"):
+        ELBO(*map(torch.zeros, shapes))
+
+
+@pytest.mark.parametrize("dims", [0, -3, 2.5, "3", True])
+def test_an_example_has_a_whole_number_of_numbers(dims):
+    with pytest.raises(CfvaeError, match="dims is"):
+        ELBO(torch.zeros(1), torch.zeros(1, 1)).bits_per_dim(dims)
+
+
+def test_a_bound_needs_a_draw():
+    with pytest.raises(CfvaeError, match="at least one draw"):
+        importance_weighted_bound(torch.zeros(0, 3))

@@ -407,13 +407,13 @@ def test_sizes_that_just_fit():
 
 
 def test_a_shift_moves_and_mirrors_the_edge():
-    x = torch.arange(100.0).view(1, 1, 10, 10).expand(200, 3, -1, -1)
+    x = torch.arange(1024.0).view(1, 1, 32, 32).expand(200, 3, -1, -1)
     moved = evaluation._shift(x, make_generator(0))
     wide = torch.nn.functional.pad(x[:1], (4, 4, 4, 4), mode="reflect")[0, 0]
     places = {}
     for row in range(9):
         for column in range(9):
-            places[wide[row : row + 10, column : column + 10].numpy().tobytes()] = (row, column)
+            places[wide[row : row + 32, column : column + 32].numpy().tobytes()] = (row, column)
     found = [places[image[0].contiguous().numpy().tobytes()] for image in moved]
     assert torch.equal(moved[:, 0], moved[:, 1]) and torch.equal(moved[:, 0], moved[:, 2])
     for axis in (0, 1):  # every distance from -4 to 4, up and down and left and right
@@ -422,14 +422,14 @@ def test_a_shift_moves_and_mirrors_the_edge():
 
 
 def test_a_square_is_hidden():
-    x = torch.ones(300, 3, 12, 12)
+    x = torch.ones(300, 3, 32, 32)
     hidden = evaluation._hide_square(x, make_generator(0)) == 0
     assert torch.equal(hidden[:, 0], hidden[:, 2])
     assert hidden[:, 0].flatten(1).sum(1).eq(64).all()
     for axis in (1, 2):
         along = hidden[:, 0].any(axis)
         assert along.sum(1).eq(8).all()
-        assert set(along.float().argmax(1).tolist()) == {0, 1, 2, 3, 4}
+        assert set(along.float().argmax(1).tolist()) == set(range(25))
 
 
 def test_the_loss_of_photographs_is_smoothed_and_augmented(monkeypatch):
@@ -479,3 +479,67 @@ def test_the_ruler_is_as_exact_as_its_pixels():
         if index > 0:  # night is as dark
             assert measured["area"] == pytest.approx(8 * 16 / 32**2)
             assert measured["y"] == pytest.approx(2 * 12 / 32 - 1) and measured["x"] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    "question", [predict, features, lambda judge, x: class_accuracy(judge, x, [0] * len(x))]
+)
+def test_a_judge_in_training_is_asked_as_if_at_rest(question):
+    "Batch norm in training would look at the other images, and remember them."
+    judge = PhotoClassifier(PhotoClassifierConfig(size=8, widths=(8,), blocks=1, num_classes=3))
+    x = torch.rand(32, 3, 8, 8, generator=make_generator(0)) * 2 - 1
+    judge.features[1].eval()  # a part that was at rest before
+    before = {name: value.clone() for name, value in judge.state_dict().items()}
+    modes = [part.training for part in judge.modules()]
+    answer = question(judge, x)
+    assert modes == [part.training for part in judge.modules()] and any(modes) and not all(modes)
+    assert all(torch.equal(value, before[name]) for name, value in judge.state_dict().items())
+    again = question(judge.eval(), x)
+    assert torch.equal(torch.as_tensor(answer), torch.as_tensor(again))
+
+
+@pytest.mark.parametrize(
+    "question", [lambda x: features(Classifier(TINY), x), lambda x: resize(x, 4), measure_shapes]
+)
+def test_what_is_measured_is_square_pictures(question):
+    x = torch.zeros(2, 3, 8, 8)
+    for wrong in (x[..., :4], x[..., :4, :], x[:, :1], x.byte(), x[0], x[:0], x.log() * 0, [x], None):
+        with pytest.raises(CfvaeError, match="^images: "):
+            question(wrong)
+    for good in (x.double(), x.half()):
+        question(good)
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, True, "8"])
+def test_a_size_is_a_whole_number(size):
+    with pytest.raises(CfvaeError, match="size is"):
+        resize(torch.zeros(1, 3, 8, 8), size)
+
+
+def test_small_images_are_not_hidden_altogether():
+    for size in (4, 8, 16):
+        x = torch.ones(50, 3, size, size)
+        assert (evaluation._hide_square(x, make_generator(0)) == 1).float().mean() > 0.7
+        assert torch.equal(evaluation._shift(x, make_generator(0)), x)
+
+
+@pytest.mark.parametrize(
+    ("size", "labels", "complaint"),
+    [(8, [0, -1], "a label from 0 to 1"), (8, [0, 2], "a label"), (4, [0, 1], "size 8")],
+)
+def test_images_that_a_classifier_cannot_learn_from(size, labels, complaint):
+    dataset = ImageDataset(torch.zeros(2, 3, size, size).byte(), labels, ["a", "b", "c"], "photos")
+    with pytest.raises(CfvaeError, match=f"^photos: .*{complaint}"):
+        train_classifier(dataset, TINY, TrainingConfig(steps=1, batch_size=2))
+
+
+@pytest.mark.parametrize("points", [[[0.0] * 4] * 9, torch.zeros(9, 4).numpy(), torch.zeros(9, 0), None])
+def test_features_are_a_tensor_of_some_numbers(points):
+    with pytest.raises(CfvaeError, match="^real: .*features"):
+        precision_recall(points, points)
+
+
+def test_a_judge_has_a_folder():
+    for folder in ("", None):
+        with pytest.raises(CfvaeError, match="the folder is"):
+            load_classifier(folder)

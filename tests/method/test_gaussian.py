@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as reference_kl
 
-from cfvae.core import make_generator
+from cfvae.core import CfvaeError, make_generator
 from cfvae.gaussian import (
     SOFTPLUS_BETA,
     VARIANCE_FLOOR,
@@ -152,3 +152,18 @@ def test_half_precision_inputs_become_float32(dtype):
 def test_sum_dims_keeps_the_batch():
     x = torch.arange(24.0).view(2, 3, 4)
     assert torch.equal(sum_dims(x), torch.stack([x[0].sum(), x[1].sum()]))
+
+
+def test_entries_that_do_not_belong_together():
+    "PyTorch would repeat what is missing, and the sum would be over b x b entries."
+    q = some((3, 1), 0)
+    one_less = torch.zeros(3)
+    for question in (
+        lambda: q.log_prob(one_less),
+        lambda: q.sample(one_less),
+        lambda: DiagGaussian(q.mean, one_less),
+        lambda: kl_divergence(q, DiagGaussian(one_less, one_less + 1)),
+        lambda: some((3, 3, 4, 4), 0).log_prob(torch.zeros(3, 1, 4, 4)),
+    ):
+        with pytest.raises(CfvaeError, match="has the shape .*, which does not go with"):
+            question()

@@ -485,7 +485,7 @@ def test_decode_refuses_no_code_and_too_long_a_code():
 def test_data_of_another_shape_are_refused(shape):
     model = build()
     for call in (model, model.posterior_means, model.reconstruct):
-        with pytest.raises(CfvaeError, match=r"\(b, 2, 4, 4\)"):
+        with pytest.raises(CfvaeError, match=r"data: .*\(n, 2, 4, 4\)"):
             call(torch.zeros(shape))
 
 
@@ -931,3 +931,54 @@ def test_z_of_another_shape_is_not_stretched():
     for depth in (1.5, "all"):
         with pytest.raises(CfvaeError, match="depth is .*: a whole number is needed"):
             model.reconstruct(torch.zeros(2, 2, 4, 4), [0, 1], depth)
+
+
+@pytest.mark.parametrize("drop", [math.nan, -0.1, 1.5])
+def test_a_probability_that_is_none(drop):
+    model = build(num_classes=3)
+    with pytest.raises(CfvaeError, match="probability"):
+        model(data(model), [0, 1, 2], label_drop=drop)
+
+
+@pytest.mark.parametrize(("kind", "classes"), [(torch.int8, 200), (torch.uint8, 300), (torch.int32, 3)])
+def test_labels_in_few_bits_whose_null_label_needs_more(kind, classes):
+    model, labels = build(num_classes=classes), torch.tensor([0, 1])
+    eps = model.noise(2, make_generator(0))
+    drawn = [model.sample(2, given, leaning, eps=eps) for given in (labels, labels.to(kind))]
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("n", [-1, 1.5, True, "2", None])
+def test_noise_for_a_whole_number_of_examples(n):
+    with pytest.raises(CfvaeError, match="n is .*: a whole number from 0"):
+        build().noise(n)
+
+
+def test_noise_is_a_list_of_tensors():
+    model = build()
+    eps = model.noise(2)
+    for wrong in (iter(eps), [None] * len(eps), [e.numpy() for e in eps], 0):
+        with pytest.raises(CfvaeError, match="eps must be a list"):
+            model.sample(2, eps=wrong)
+
+
+def test_data_are_floats():
+    model = build()
+    for wrong in (data(model).byte(), data(model).long(), data(model).numpy(), None):
+        with pytest.raises(CfvaeError, match="^data: a tensor of floats"):
+            model(wrong)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_data_noise_and_weights_of_every_float(kind):
+    model = build(num_classes=3)
+    x, labels, eps = data(model), [0, 1, 2], model.noise(3, make_generator(0))
+    expected = model(x, labels, eps).rates
+    mixed = model(x.to(kind), labels, [e.double() for e in eps]).rates
+    assert torch.allclose(mixed, expected, rtol=0.1, atol=0.1)
+
+    other = build(num_classes=3).to(kind)
+    for image in (x, x.to(kind)):
+        assert torch.allclose(other(image, labels, eps).rates, expected, rtol=0.3, atol=0.3)
+    assert other.sample(3, labels, leaning).isfinite().all()
+    assert other.reconstruct(x, labels).isfinite().all() and other.spectral_penalty().isfinite()

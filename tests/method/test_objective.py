@@ -315,3 +315,21 @@ def test_shares_follow_the_config():
     torch.testing.assert_close(objective.shares((1, 2)), constant_per_resolution((1, 2), (1, 2)))
     with pytest.raises(CfvaeError, match="2 values"):
         objective.shares((1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"values": (3e38, 3e38), "schedule": "constant-per-resolution"},
+        {"steepness": 1e38},
+    ],
+)
+def test_a_schedule_that_no_float_holds(fields):
+    with pytest.raises(CfvaeError, match="values is|steepness is"):
+        ObjectiveConfig(**fields)
+
+
+def test_the_steepest_schedules_are_finite():
+    assert ObjectiveConfig(steepness=1e30).shares((100,)).isfinite().all()
+    flat = ObjectiveConfig(schedule="constant-per-resolution", values=(1e30, 1e30))
+    assert flat.shares((2, 2)).isfinite().all()

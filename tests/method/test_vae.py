@@ -157,12 +157,12 @@ def test_bad_sizes_are_named(fields, culprit):
 
 
 def test_bad_input_is_named(model):
-    with pytest.raises(CfvaeError, match=r"\(b, 3, 8, 8\)"):
+    with pytest.raises(CfvaeError, match=r"images: .*\(n, 3, 8, 8\)"):
         model(torch.zeros(2, 3, 16, 16))
     with pytest.raises(CfvaeError, match=r"\(n, 5\)|\(4, 5\)"):
         model.sample(4, eps=torch.zeros(3, 5))
     for temperature in (-1.0, math.inf, math.nan, 1e39):
-        with pytest.raises(CfvaeError, match="temperature is .* 0 or more, and finite"):
+        with pytest.raises(CfvaeError, match="temperature is .*: (it must be 0 or more|finite)"):
             model.sample(2, temperature=temperature)
     with pytest.raises(CfvaeError, match="beta"):
         one_layer_loss(-1.0)
@@ -173,3 +173,38 @@ def test_config_accepts_lists_and_is_frozen():
     assert config.hidden == (32, 16)
     with pytest.raises(AttributeError):
         config.size = 8
+
+
+@pytest.mark.parametrize("n", [-1, 1.5, True, "2", None])
+def test_so_many_cannot_be_drawn(model, n):
+    with pytest.raises(CfvaeError, match="n is .*: a whole number from 0"):
+        model.sample(n)
+
+
+def test_what_is_no_number_no_noise_and_no_latent(model):
+    for temperature in ("1", [1.0], None):
+        with pytest.raises(CfvaeError, match="temperature is"):
+            model.sample(2, temperature)
+    for beta in ("1", math.nan, math.inf):
+        with pytest.raises(CfvaeError, match="beta is"):
+            one_layer_loss(beta)
+    for eps in ([[0.0] * 5] * 2, torch.zeros(2, 5).numpy()):
+        with pytest.raises(CfvaeError, match="eps must be a tensor"):
+            model.sample(2, eps=eps)
+    for z in (torch.zeros(2, 1, 5), torch.zeros(5), torch.zeros(2, 4), torch.zeros(2, 5).long()):
+        with pytest.raises(CfvaeError, match=r"z: a tensor of floats, \(n, 5\)"):
+            model.decode(z)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.float64])
+def test_weights_of_every_float(model, kind):
+    x = images()
+    expected = model(x, generator=make_generator(0)).rates
+    found = model.to(kind)(x.to(kind), eps=torch.zeros(4, 5).double()).rates
+    assert torch.allclose(found, expected, atol=0.05) and model.sample(2).dtype == torch.float32
+
+
+@pytest.mark.parametrize("output_std", [1e-30, 1e-19, 1e30])
+def test_a_width_whose_square_no_float_holds(output_std):
+    with pytest.raises(CfvaeError, match="output_std is"):
+        VAEConfig(output_std=output_std)
