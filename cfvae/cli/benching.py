@@ -2,7 +2,7 @@
 
 import io
 import json
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.table import Table
 from ..checkpoints import write_synced
 from ..core import check, get_device
 from ..runs import bench as speed
-from ..runs.free import refuse_foreign
+from ..runs.free import check_writable, refuse_foreign
 from ..runs.machine import Machine
 from ..runs.presets import preset
 from ..runs.scaling import Scaling, draw_scaling, measure_scaling
@@ -108,8 +108,15 @@ def print_scaling(
         sample = f"{point.sample_milliseconds:.4g}"
         table.add_row(point.axis, str(point.size), step, sample)
     _print_table(table)
+    base = f"resolutions {_listed(scaling.vae.resolutions)}, layers {_listed(scaling.vae.layers)}"
+    smaller = ": smaller than the preset, for a CPU" if scaling.smaller else ""
+    print(f"around {base}, widths {_listed(scaling.vae.widths)}, batch {scaling.batch_size}{smaller}")
     if scaling.left_out:
         print(f"left out for want of memory: {', '.join(scaling.left_out)}")
+
+
+def _listed(sizes: Sequence[int]) -> str:
+    return ",".join(map(str, sizes))
 
 
 def _print_table(table: Table) -> None:
@@ -126,9 +133,8 @@ def _prepare_folder(out: str) -> Path:
     folder = Path(out)
     refuse_foreign(folder, ("bench.json",), {"machine", "training"})
     refuse_foreign(folder, ("bench-scale.json", "bench-scale.png"), {"machine", "points"})
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        return folder
+    check_writable(folder)
+    return folder
 
 
 def _write_json(path: Path, numbers: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ from .machine import (
     time_calls,
 )
 from .steps import class_names, random_codes, time_steps
+from .train import check_recipe
 
 SECONDS = 2.0  # that each measure goes on for, where a few repeats take less
 
@@ -78,6 +79,7 @@ def bench(
     seconds: float = SECONDS,  # that each of the three measures goes on for, at least
 ) -> Benchmark:
     "Measure training, sampling and encoding. Nothing is written; raises `CfvaeError` for a missing device."
+    check_recipe(recipe)
     place = get_device(device)
     machine = describe_machine(place)
     recipe = _without_unused_classes(recipe)
@@ -160,6 +162,18 @@ def measure_training(
     return dataclasses.replace(cost, data_share=statistics.median(timer.data_shares))
 
 
+class CodesAsImages(PretrainedAutoencoder):
+    "In the place of a first stage that is not there: its images are the codes, of any number of channels."
+
+    def __init__(
+        self,
+        config: PretrainedConfig,  # sizes of the codes
+    ) -> None:
+        nn.Module.__init__(self)
+        self.model = nn.Identity()
+        self.config = config
+
+
 def new_pipeline(
     recipe: Recipe,  # what sizes
 ) -> LatentVAEPipeline:
@@ -167,7 +181,7 @@ def new_pipeline(
     first_stage: Autoencoder | PretrainedAutoencoder
     if isinstance(recipe.autoencoder, PretrainedConfig):
         codes = PretrainedConfig("", recipe.vae.resolution, recipe.vae.data_channels, factor=1)
-        first_stage = PretrainedAutoencoder(nn.Identity(), codes)
+        first_stage = CodesAsImages(codes)
     else:
         first_stage = Autoencoder(recipe.autoencoder)
     vae = HierarchicalVAE(recipe.vae)

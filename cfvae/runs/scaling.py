@@ -21,6 +21,7 @@ from ..recipes import Recipe
 from .bench import draw_batch, new_pipeline
 from .machine import Machine, describe_machine, forget_peak, time_calls
 from .steps import time_steps
+from .train import check_recipe
 
 MOST_ON_A_CPU = {  # sizes to start from, so that two cores need no more than minutes
     "batch": 16,
@@ -53,6 +54,7 @@ class Scaling:
     vae: HierarchicalVAEConfig  # of the base
     points: list[Point]
     left_out: list[str]  # sizes that did not fit into memory
+    smaller: bool  # the base is smaller than the preset, so that a CPU can do it in little time
 
     def to_dict(self) -> dict[str, typing.Any]:
         "As plain values, ready for JSON."
@@ -157,6 +159,7 @@ def measure_scaling(
     seconds: float = SECONDS,  # that a point's two measures go on for, at least
 ) -> Scaling:
     "Vary one size after the other. What does not fit into memory is left out, and named."
+    check_recipe(recipe)
     place = get_device(device)
     base = base_recipe(recipe, place)
     sizes = _sizes(base)
@@ -174,7 +177,8 @@ def measure_scaling(
         except torch.OutOfMemoryError:
             left_out.append(f"{axis} {size}")
     batch_size = base.vae_training.batch_size
-    return Scaling(recipe.name, describe_machine(place), batch_size, base.vae, points, left_out)
+    smaller = base.vae != recipe.vae or batch_size != recipe.vae_training.batch_size
+    return Scaling(recipe.name, describe_machine(place), batch_size, base.vae, points, left_out, smaller)
 
 
 def _sizes(base: Recipe) -> list[tuple[str, int, Recipe]]:
@@ -218,7 +222,8 @@ def draw_scaling(
             _draw_panel(panel, points, _AXES[name].label)
         panels.flat[0].legend(fontsize=8)
         figure.supylabel("milliseconds", fontsize=10)
-        figure.suptitle(f"{scaling.preset} on {scaling.machine.name}", fontsize=11)
+        base = f"a smaller {scaling.preset}" if scaling.smaller else scaling.preset
+        figure.suptitle(f"{base} on {scaling.machine.name}", fontsize=11)
     return figure
 
 

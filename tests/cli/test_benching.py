@@ -12,6 +12,7 @@ from PIL import Image
 
 from cfvae.cli import benching
 from cfvae.recipes import change
+from cfvae.runs import free
 from cfvae.runs.bench import bench
 from cfvae.runs.presets import preset
 from cfvae.runs.scaling import measure_scaling
@@ -77,7 +78,9 @@ def test_bench_writes_numbers_and_figure(quick):
     assert json.loads((folder / "bench-scale.json").read_text())["points"]
     with Image.open(folder / "bench-scale.png") as figure:
         assert figure.format == "PNG" and figure.width > 600
-    assert "how costs grow" in out and "resolution" in out
+    assert (
+        "how costs grow" in out and "around resolutions 1,4,8, layers 1,1,1, widths 8,8,8, batch 8\n" in out
+    )
 
 
 def test_a_name_that_is_wrong(unmeasured):
@@ -89,8 +92,8 @@ def test_a_name_that_is_wrong(unmeasured):
 def test_out_is_looked_at_before_the_work(unmeasured):
     refused('bench --device cpu --out ""', "--out is empty: give it a value")
     Path("taken").write_text("")
-    refused("bench --device cpu --out taken", "taken: File exists: check the path")
-    refused("bench --device cpu --out taken/below", "Not a directory: check the path")
+    refused("bench --device cpu --out taken", "cannot write to taken (File exists): move away the file")
+    refused("bench --device cpu --out taken/below", "(Not a directory): move away the file")
     for name in ("bench.json", "bench-scale.json", "bench-scale.png"):
         Path("mine").mkdir()
         Path("mine", name).write_text("mine")
@@ -103,8 +106,8 @@ def test_a_folder_that_cannot_be_written_to(unmeasured, monkeypatch):
     def fail(dir):
         raise OSError(errno.EROFS, "Read-only file system", str(dir))
 
-    monkeypatch.setattr(benching.tempfile, "TemporaryFile", fail)
-    refused("bench --device cpu --out fixed", "fixed: Read-only file system: choose a place")
+    monkeypatch.setattr(free.tempfile, "TemporaryFile", fail)
+    refused("bench --device cpu --out fixed", "cannot write to fixed (Read-only file system): make it")
 
 
 def test_a_disk_that_is_full_at_the_end(quick, monkeypatch):

@@ -99,6 +99,8 @@ def test_samples_are_images_as_bytes():
 def test_a_missing_gpu_and_an_unknown_device():
     with pytest.raises(CfvaeError, match="unknown device 'quantum'"):
         bench(tiny(), "quantum")
+    with pytest.raises(CfvaeError, match="the recipe is of the type str"):
+        bench("shapes-demo", "cpu")
     if not torch.cuda.is_available():
         with pytest.raises(CfvaeError, match="PyTorch sees 0 GPUs"):
             bench(tiny(), "cuda")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from recipes_for_tests import tiny
 
+from cfvae.core import CfvaeError
 from cfvae.runs import scaling
 from cfvae.runs.presets import PRESETS, preset
 from cfvae.runs.scaling import base_recipe, draw_scaling, measure_scaling
@@ -87,4 +88,11 @@ def test_figure_has_a_panel_for_every_axis(quick):
     assert len(figure.axes) == 4
     for panel in figure.axes:
         assert len(panel.lines) == 2 and panel.get_xlabel()
-    assert "shapes-demo" in figure.get_suptitle()
+    assert figure.get_suptitle().startswith("shapes-demo on ")
+
+
+def test_a_base_that_was_made_smaller_is_said_to_be(quick):
+    scaled = measure_scaling(preset("cifar10"), "cpu")
+    assert scaled.smaller and draw_scaling(scaled).get_suptitle().startswith("a smaller cifar10 on ")
+    with pytest.raises(CfvaeError, match="the recipe is of the type str"):
+        measure_scaling("cifar10", "cpu")
