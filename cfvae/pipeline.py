@@ -87,8 +87,12 @@ class TwoStages:
         scaler: LatentScaler,  # between them
         classes: typing.Sequence[str] = (),  # class names by index; empty for a model without labels
     ) -> None:
-        kinds: typing.Any = (Autoencoder, PretrainedAutoencoder), HierarchicalVAE, LatentScaler
-        for part, kind in zip((autoencoder, vae, scaler), kinds, strict=True):
+        parts: list[tuple[object, typing.Any]] = [
+            (autoencoder, (Autoencoder, PretrainedAutoencoder)),
+            (vae, HierarchicalVAE),
+            (scaler, LatentScaler),
+        ]
+        for part, kind in parts:
             needed = "an autoencoder, a HierarchicalVAE and a LatentScaler are needed, in this order"
             check(isinstance(part, kind), f"{needed}, not a {type(part).__name__}")
         code_shape = autoencoder.config.latent_shape
@@ -257,7 +261,7 @@ def load_local(
 
     Raises `CfvaeError` where its files are missing, damaged or of another kind, and where they do not hold
     exactly this model: each tensor and setting, no other, finite numbers."""
-    folder = Path(folder)
+    folder = check_path(folder, "the model")
     # a name that is no folder would be looked up in the network
     check(folder.is_dir(), f"there is no folder {folder}: a model is missing")
     loadable = typing.cast(typing.Any, kind)
@@ -285,7 +289,7 @@ def load_first_stage(
     folder: str | Path,  # a folder that `save_pretrained` of either kind wrote
 ) -> Autoencoder | PretrainedAutoencoder:
     "A first stage of whichever kind the folder holds, in evaluation mode."
-    if (Path(folder) / "first_stage.json").is_file():
+    if (check_path(folder, "the model") / "first_stage.json").is_file():
         return load_local(PretrainedAutoencoder, folder)
     return load_local(Autoencoder, folder)
 

@@ -744,8 +744,9 @@ def test_a_folder_and_a_type_to_save_as(pipe, tmp_path, monkeypatch):
     for path in ("", None, 5):
         with pytest.raises(CfvaeError, match=f"the folder is {path!r}: give its path"):
             pipe.save_pretrained(path)
-        with pytest.raises(CfvaeError, match=f"the model is {path!r}: give its path"):
-            LatentVAEPipeline.from_pretrained(path)
+        for load in (LatentVAEPipeline.from_pretrained, load_first_stage):
+            with pytest.raises(CfvaeError, match=f"the model is {path!r}: give its path"):
+                load(path)
     for card in (5, b"a card"):
         with pytest.raises(CfvaeError, match="the card is .*: a text is needed"):
             pipe.save_pretrained("model", card=card)

@@ -156,6 +156,15 @@ def test_unwritable_page(runs, tmp_path):
         write_report(folder, device="cpu")
 
 
+def test_arguments_of_other_types(runs):
+    for folder in (None, 5, "", []):
+        with pytest.raises(CfvaeError, match=re.escape(f"the run is {folder!r}: give its path")):
+            write_report(folder)
+    for data in (5, ["shapes"]):
+        with pytest.raises(CfvaeError, match=re.escape(f"data is {data!r}: give a text such as shapes")):
+            write_report(runs / "unlabelled", "cpu", data)
+
+
 def test_a_run_that_cannot_be_written_to_is_not_measured(runs, tmp_path, monkeypatch):
     folder = copied(runs, "unlabelled", tmp_path)
 
