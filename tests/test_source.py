@@ -61,3 +61,10 @@ def test_what_another_process_may_remove_is_removed_if_it_is_there():
 def test_json_that_others_read_has_no_word_for_nan():
     asked = [option(call, "allow_nan") for place, name, call in calls() if name == "dumps"]
     assert set(asked) == {None, "False"} and asked.count("False") > 1
+
+
+def test_the_same_figure_gives_the_same_bytes():
+    "Without the version of the library that drew it."
+    found = [(place, option(call, "metadata")) for place, name, call in calls() if name == "savefig"]
+    assert len(found) > 2
+    assert [place for place, metadata in found if metadata is None] == []
