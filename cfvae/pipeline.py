@@ -402,7 +402,7 @@ def _replace_parts(folder: Path, aside: Path) -> None:
     "Put both models in place. Meanwhile there is no pipeline: stages of two must not be taken for one."
     (folder / "pipeline.json").unlink(missing_ok=True)
     for part in _PARTS:
-        (folder / part).mkdir(exist_ok=True)
+        (folder / part).mkdir(parents=True, exist_ok=True)
         for name in _PART_FILES:
             (folder / part / name).unlink(missing_ok=True)
         for path in (aside / part).iterdir():
