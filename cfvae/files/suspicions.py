@@ -51,7 +51,13 @@ def _odd_nesting(inside: dict[str, tuple[str, ...]]) -> typing.Iterator[str]:
     like_splits = [name for name in names if SPLIT_LIKE.fullmatch(name)]
     kinds = set(inside.values())
     same = kinds.pop() if len(names) > 1 and len(kinds) == 1 else ()
-    if len(like_splits) > 1:
+    repeated = [name for name in like_splits if set(names) & set(inside[name])]
+    if repeated:
+        yield (
+            f"{first_few(repeated)} holds folders named like the classes beside it, and is taken for a class "
+            "itself: if it is a split, move the other classes into a folder train beside it"
+        )
+    elif len(like_splits) > 1:
         yield f"the classes {first_few(like_splits)} are named like splits: {advice}"
     elif len(same) > 1:
         yield f"the classes {first_few(names)} all hold the same folders, {first_few(same)}: {advice}"

@@ -110,6 +110,7 @@ def test_classes_that_only_begin_like_splits_are_classes(tmp_path):
             "fold1, fold2, fold3 are named like splits",
         ),
         (["train1/a/1.png", "train2/a/1.png"], "train1, train2 are named like splits"),
+        (["a/1.png", "b/1.png", "val/a/1.png", "val/b/1.png"], "val holds folders named like the classes"),
         (
             [f"{d}/{c}/1.png" for d in ("day", "night") for c in "ab"],
             "day, night all hold the same folders, a, b",
