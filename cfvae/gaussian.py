@@ -20,7 +20,7 @@ def sum_dims(
     x: torch.Tensor,  # (b, ...)
 ) -> torch.Tensor:
     "Sum over all but the batch dimension: (b,). The one place where the course sums over them."
-    return x.flatten(1).sum(1)
+    return x[:, None].flatten(1).sum(1)  # None: a batch of single numbers has nothing else to sum over
 
 
 # %% ../nbs/04_gaussian.ipynb #b4286e05

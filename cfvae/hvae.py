@@ -639,6 +639,8 @@ class HierarchicalVAE(LatentHierarchy, PyTorchModelHubMixin):
     ) -> torch.Tensor:
         "The data that these z describe, (b, data_channels, R, R); further layers take their prior's mean."
         layers = len(self.latent_shapes)
+        listed = isinstance(latents, (list, tuple)) and all(isinstance(z, torch.Tensor) for z in latents)
+        check(listed, "decode takes the z of the first layers as a list of tensors")
         count = len(latents)
         check(0 < count <= layers, f"decode takes the z of 1 to {layers} layers, not {count}")
         n = len(latents[0])

@@ -274,14 +274,15 @@ def load_local(
     except CfvaeError as error:
         raise CfvaeError(f"{folder}: {error}") from None
     except Exception as error:  # as varied as the ways in which files can be damaged
-        raise CfvaeError(f"{folder}: the saved model cannot be read ({_reason(error)})") from error
+        raise CfvaeError(f"{folder}: the saved model {_unreadable(error)}") from error
     return model
 
 
-def _reason(error: Exception) -> str:
-    "In one line; what PyTorch says of a shape that does not fit stands in the second."
-    in_one_line = " ".join(str(error).split())
-    return f"{type(error).__name__}: {in_one_line[:200]}"
+def _unreadable(error: Exception) -> str:
+    "What is wrong, in one line (what PyTorch says of a shape stands in its second), and the way out."
+    reason = " ".join(str(error).split())[:200]
+    way_out = "fetch or save it again; what a run made, the run makes again with --resume"
+    return f"cannot be read ({type(error).__name__}: {reason}): {way_out}"
 
 
 # %% ../nbs/12_pipeline.ipynb #3370aceb
@@ -338,7 +339,7 @@ def _read_about(path: Path) -> dict[str, typing.Any]:
         about = json.loads(path.read_text(encoding="utf-8"))
         check(isinstance(about, dict), "no fields in braces")
     except Exception as error:  # not text, not JSON, or JSON of something else
-        raise CfvaeError(f"{path}: the saved pipeline cannot be read ({_reason(error)})") from error
+        raise CfvaeError(f"{path}: the saved pipeline {_unreadable(error)}") from error
     missing = _FIELDS - about.keys()
     check(not missing, f"{path}: fields are missing ({_listed(missing)}): fetch or save the pipeline again")
     saved_format = about["format"]

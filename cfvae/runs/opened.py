@@ -8,6 +8,7 @@ import torch
 
 from ..core import check, check_path, get_device, make_generator
 from ..data import FACTORS, ImageDataset
+from ..files.names import first_few
 from ..files.open import describe, open_dataset
 from ..guidance import Guidance
 from ..pipeline import LatentVAEPipeline
@@ -61,7 +62,11 @@ def open_run(
     check(is_dataset, f"data is {data!r}: give a text such as shapes, as open_dataset reads it, or a dataset")
     recipe, images, held = prepare(recipe, dataset)
     same_classes = not recipe.conditional or dataset.classes == pipe.classes
-    check(same_classes, f"{dataset.name}: its classes are not those that {folder} was trained on")
+    check(
+        same_classes,
+        f"{dataset.name} has other classes than {folder}, or in another order, which has "
+        f"{first_few(pipe.classes)}: give the data it was trained on by --data, or mend pipeline.json",
+    )
 
     logs = {stage: read_log(folder / stage / "log.jsonl") for stage in ("autoencoder", "vae")}
     trained = trained_steps(folder)

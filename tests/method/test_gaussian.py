@@ -152,6 +152,8 @@ def test_half_precision_inputs_become_float32(dtype):
 def test_sum_dims_keeps_the_batch():
     x = torch.arange(24.0).view(2, 3, 4)
     assert torch.equal(sum_dims(x), torch.stack([x[0].sum(), x[1].sum()]))
+    assert torch.equal(sum_dims(x[0, :, 0]), x[0, :, 0])
+    assert sum_dims(x[:0]).shape == (0,)
 
 
 def test_entries_that_do_not_belong_together():

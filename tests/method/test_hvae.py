@@ -928,6 +928,9 @@ def test_z_of_another_shape_is_not_stretched():
             model.decode([wrong], [0, 1])
     with pytest.raises(CfvaeError, match="the z have the shapes"):
         model.decode([first, z[1][:1]], [0, 1])
+    for no_list in ([first.numpy()], iter([first]), first):
+        with pytest.raises(CfvaeError, match="as a list of tensors"):
+            model.decode(no_list, [0, 1])
     for depth in (1.5, "all"):
         with pytest.raises(CfvaeError, match="depth is .*: a whole number is needed"):
             model.reconstruct(torch.zeros(2, 2, 4, 4), [0, 1], depth)
