@@ -10,6 +10,7 @@ __all__ = [
     "load_local",
     "load_first_stage",
     "find_model",
+    "open_to_readers",
     "resolve_precision",
     "LatentVAEPipeline",
 ]
@@ -21,6 +22,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import tempfile
 import typing
 import unicodedata
@@ -268,6 +270,8 @@ def load_local(
     try:
         if issubclass(kind, PyTorchModelHubMixin):
             _check_config(kind, folder / "config.json")
+        for path in folder.glob("*.safetensors"):
+            path.open("rb").close()  # of one that may not be read safetensors says that it is not there
         with contextlib.redirect_stdout(io.StringIO()):  # huggingface_hub announces each file
             model = loadable.from_pretrained(str(folder)).eval()
         _check_weights(model, folder)
@@ -388,6 +392,17 @@ def _refuse_foreign(folder: Path, names: typing.Sequence[str]) -> None:
     check(ours or not present, f"{message}: choose another folder")
 
 
+def open_to_readers(
+    folder: Path,  # in which models were saved
+) -> None:
+    "safetensors writes weights for their owner alone: give them the rights that a new file has here."
+    like = folder / "rights.tmp"
+    like.touch()
+    for path in folder.rglob("*.safetensors"):
+        shutil.copymode(like, path)
+    like.unlink()
+
+
 def _write_parts(stages: TwoStages, folder: Path, dtype: torch.dtype) -> None:
     "Two folders of safetensors with their configs."
     way_out = "train it again" if dtype == torch.float32 else "save it in torch.float32"
@@ -397,6 +412,7 @@ def _write_parts(stages: TwoStages, folder: Path, dtype: torch.dtype) -> None:
         saved.save_pretrained(folder / name)
         # an empty card that the mixin adds; the pipeline has one card, not three
         (folder / name / "README.md").unlink(missing_ok=True)
+    open_to_readers(folder)
 
 
 def _replace_parts(folder: Path, aside: Path) -> None:

@@ -13,7 +13,7 @@ from ..core import check, check_seed, get_device, make_generator
 from ..files.names import printable
 from ..guidance import Guidance
 from ..pipeline import LatentVAEPipeline, resolve_precision
-from ..runs.folder import load_model
+from ..runs.folder import check_guidable, load_model
 from .describing import list_names
 from .parsing import read_classes, read_labels, read_numbers
 from .writing import open_npz, prepare_file, prepare_image_folder, save_each, save_grid
@@ -80,8 +80,11 @@ def read_style(mean_weight: str, var_weight: str, temperature: str, precision: s
 def load_pipeline(
     model: Path,  # a run folder, a saved pipeline, the name of a shipped one, or hub:owner/name
     device: str,  # auto, cpu or cuda
+    guided: bool = False,  # whether it is to be guided
 ) -> LatentVAEPipeline:
-    "The pipeline, on the device."
+    "The pipeline, on the device. Raises `CfvaeError` where it cannot do what is meant."
+    if guided:
+        check_guidable(model)
     return load_model(model).to(get_device(device))
 
 

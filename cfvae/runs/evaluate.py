@@ -20,7 +20,7 @@ from ..distances import nearest_images
 from ..files.names import first_few
 from ..pipeline import LatentVAEPipeline
 from .bench import count_flops
-from .folder import load_model
+from .folder import check_guidable, load_model
 from .image_sets import ImageSet, Style, choose_images, draw, model_labels, open_images, reconstruct
 from .judges import Judge, find_judges
 from .judging import Row, Value, jackknife, judge_sets, share, sweep_guidance
@@ -147,6 +147,8 @@ def _open(question: Question) -> tuple[LatentVAEPipeline, ImageDataset, ImageDat
     guidable = bool(pipe.classes) and pipe.vae.config.learned_prior
     guided = question.sweep or bool(question.style.guidance)
     check(guidable or not guided, f"{question.model} has no classes that it could be guided to")
+    if guided:
+        check_guidable(question.model)
 
     training, held = open_images(question.model, question.data, pipe.autoencoder.config.size)
     n, most = question.n, min(len(training), len(held))

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from ..checkpoints import way_out_of
 from ..core import CfvaeError
+from ..pipeline import open_to_readers
 
 
 class Saves(typing.Protocol):
@@ -35,6 +36,7 @@ def save_whole(
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
         model.save_pretrained(aside)
+        open_to_readers(aside)
         _put_in_place(aside, folder)
     except (OSError, SafetensorError, CfvaeError) as error:
         cause = _cause(error)

@@ -1,6 +1,7 @@
 "Tests of cfvae.cli.drawing: exactly the images that were asked for, in every form."
 
 import contextlib
+import json
 import os
 import resource
 import shutil
@@ -233,6 +234,16 @@ def test_a_file_of_ours_or_an_empty_one_is_replaced(run):
     done("sample run --n 1 --seed 1 --npz once.npz")
     assert (array("again.npz") == array("once.npz")).all()
     done("reconstruct run --data shapes:n=9 --n 1 --out again.png")
+
+
+def test_a_run_that_never_dropped_a_label_is_not_guided(run):
+    shutil.copytree(run.path, "never")
+    recipe = json.loads(Path("never/recipe.json").read_text())
+    recipe["objective"]["label_drop"] = 0.0
+    Path("never/recipe.json").write_text(json.dumps(recipe))
+    refused("sample never --n 2 --mean-weight 2 --out a.png", "label_drop 0", "without guidance")
+    refused("evaluate never --data shapes --n 20 --guidance-sweep --out judged", "label_drop 0")
+    done("sample never --n 2 --out a.png")
 
 
 def test_more_than_a_disk_can_hold_is_refused_at_once(plain, monkeypatch):

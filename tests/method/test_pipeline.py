@@ -20,6 +20,7 @@ from cfvae.hvae import HierarchicalVAE, HierarchicalVAEConfig, TopDownBlock
 from cfvae.latents import LatentScaler
 from cfvae.pipeline import LatentVAEPipeline, load_first_stage, resolve_precision
 from cfvae.pretrained import describe_pretrained, import_diffusers, load_pretrained
+from cfvae.runs.saved import save_whole
 
 CLASSES = ("cat", "dog", "<owl> & co")
 SIZES = {
@@ -387,6 +388,14 @@ def test_half_precision_files(pipe, tmp_path):
     drawn = draw(pipe, [0, 1, 2], generator=make_generator(9))
     by_half = draw(half, [0, 1, 2], generator=make_generator(9))
     assert 0 < (drawn - by_half).abs().max() < 0.02
+
+
+def test_who_may_read_the_config_may_read_the_weights(saved, tmp_path):
+    save_whole(Autoencoder.from_pretrained(saved / "autoencoder"), tmp_path / "alone")
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.stat().st_mode for path in files} == {(saved / "pipeline.json").stat().st_mode}
+    assert sum(path.suffix == ".safetensors" for path in files) == 3
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_no_pipeline(tmp_path):
