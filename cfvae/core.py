@@ -172,10 +172,12 @@ def check_path(
     path: typing.Any,  # a text or a `Path`
     name: str = "the folder",  # what to call it in an error
 ) -> Path:
-    "As a `Path`. Raises `CfvaeError` for an empty text, which would be the current folder, and for no path."
+    """As a `Path`, with ~ as the home folder.
+
+    Raises `CfvaeError` for an empty text, which would be the current folder, and for no path."""
     named = isinstance(path, os.PathLike) or (isinstance(path, str) and path.strip() != "")
     check(named, f'{name} is {path!r}: give its path, or "." for the current folder')
-    return Path(path)
+    return Path(os.path.expanduser(path))  # "~" would be a folder of that name, which nobody means
 
 
 # %% ../nbs/00_core.ipynb #fa43696d

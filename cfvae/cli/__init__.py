@@ -40,10 +40,17 @@ for _command in (  # in the order of the help
     app.command()(_command)
 
 
+def _expand_home(argument: str) -> str:
+    "With ~ as the home folder, which a shell leaves as it is in --out=~/x and in quotation marks."
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return f"{option}{equals}{os.path.expanduser(value)}"
+
+
 def _dispatch(arguments: list[str]) -> int:
     "Read the command line and call the command; every exception comes through."
     errors.refuse_empty(arguments)
     errors.refuse_unknown_bytes(arguments)
+    arguments = [_expand_home(argument) for argument in arguments]
     command = typer.main.get_command(app)
     try:
         with command.make_context("cfvae", arguments) as context:

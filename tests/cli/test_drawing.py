@@ -236,6 +236,14 @@ def test_a_file_of_ours_or_an_empty_one_is_replaced(run):
     done("reconstruct run --data shapes:n=9 --n 1 --out again.png")
 
 
+def test_the_home_folder_that_a_shell_leaves_unexpanded(run, monkeypatch):
+    Path("home").mkdir()
+    shutil.copytree(run.path, "home/run")
+    monkeypatch.setenv("HOME", str(Path("home").resolve()))
+    done("sample ~/run --n 1 --out=~/one.png")
+    assert Path("home/one.png").is_file() and not Path("~").exists()
+
+
 def test_a_run_that_never_dropped_a_label_is_not_guided(run):
     shutil.copytree(run.path, "never")
     recipe = json.loads(Path("never/recipe.json").read_text())

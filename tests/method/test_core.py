@@ -134,6 +134,12 @@ def test_a_path_is_named(path):
     assert check_path(".") == check_path(Path()) == Path(".")
 
 
+def test_the_home_folder_is_no_folder_called_tilde(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of/somebody")
+    assert check_path("~/models") == check_path(Path("~/models")) == Path("/home/of/somebody/models")
+    assert check_path("models~") == Path("models~")
+
+
 @pytest.mark.parametrize("seed", [0, 7, 2**32 - 2])
 def test_seed_everything_repeats_all_three_generators(seed):
     def draw():
