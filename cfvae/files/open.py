@@ -52,7 +52,8 @@ def open_dataset(
         return _open_cifar10(size, train, cache)
 
     hint = f"did you mean folder:{printable(spec)}?" if os.path.exists(spec) else f"use {SPECS}"
-    check(kind in LISTERS, f"unknown dataset '{printable(spec)}': {hint}")
+    given = "images that a run was given in Python are given there again, as data"
+    check(kind in LISTERS, f"unknown dataset '{printable(spec)}': {hint}; {given}")
     check(bool(rest), f"'{kind}:' needs a path, as in {kind}:my/photos")
     path = _expand(rest)
     shown = printable(path)

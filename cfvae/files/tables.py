@@ -46,7 +46,7 @@ def list_table(
     label_column = _find_column(columns, LABEL_COLUMNS, name)
     complete = [None not in row and file_column in row and label_column in row for row in rows]
     row = f"{name}: row {complete.index(False) + 1}" if not all(complete) else name
-    way_out = "write one for every column, and what has a comma in it in quotation marks"
+    way_out = "write one for every column (null for none), what has a comma in it in quotation marks"
     check(all(complete), f"{row} has other cells than the columns {first_few(columns, 8)}: {way_out}")
     files = [_file(row[file_column], f"{name}: row {number}") for number, row in enumerate(rows, 1)]
     outside = [file for file in files if not _is_inside(file)]

@@ -281,10 +281,11 @@ def load_model(
     path = find_model(model)
     check(path.exists(), f"there is nothing at {path}: give a run folder or a saved pipeline")
     if not (path / "recipe.json").exists():
-        saved = (path / "pipeline.json").is_file()
+        saved = path / "pipeline" if (path / "pipeline/pipeline.json").is_file() else path  # of a tuning
         check(
-            saved, f"{path} is neither a run folder (no recipe.json) nor a saved pipeline (no pipeline.json)"
+            (saved / "pipeline.json").is_file(),
+            f"{path} is neither a run folder (no recipe.json) nor a saved pipeline (no pipeline.json)",
         )
-        return LatentVAEPipeline.from_pretrained(path)
+        return LatentVAEPipeline.from_pretrained(saved)
     check(has_model(path), f"{path} holds no model yet: a run has one once its second stage was trained")
     return LatentVAEPipeline.from_pretrained(path / "pipeline")

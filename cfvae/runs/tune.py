@@ -133,7 +133,9 @@ def _claim(
     }
     earlier = {"flip": flip, **read_fields(out / NOTE, way_out)} if begun else note  # older notes do not say
     changed = [name for name in note if note[name] != earlier.get(name)]
-    check(not changed, f"{out} was begun with another {' and another '.join(changed)}: {way_out}")
+    shown = [f"{name} ({earlier.get(name)}, not {note[name]})" for name in changed]
+    message = f"{out} was begun with another {' and another '.join(shown)}"
+    check(not changed, f"{message}: give the same again to go on, or {way_out}")
     write_synced(out / NOTE, json.dumps(note, indent=1).encode())
 
 
