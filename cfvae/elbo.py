@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from .core import check, whole_number
+from .core import check, check_batch, whole_number
 
 
 # %% ../nbs/05_elbo.ipynb #cff20ba5
@@ -59,5 +59,5 @@ def importance_weighted_bound(
     """A bound that tightens with k (05.8), (b,); k = 1 is the one-sample ELBO.
 
     Burda, Grosse and Salakhutdinov 2015, equation 8."""
-    check(len(log_weights) > 0, "log_weights: at least one draw is needed")
+    check_batch(log_weights, [None], "log_weights", largest=None)
     return torch.logsumexp(log_weights, 0) - math.log(len(log_weights))

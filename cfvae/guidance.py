@@ -11,7 +11,7 @@ import dataclasses
 import torch
 
 from .core import check, finite_number
-from .gaussian import DiagGaussian
+from .gaussian import DiagGaussian, check_shape
 from .hvae import per_level
 
 
@@ -24,6 +24,7 @@ def exact_tilt(
     """The Gaussian proportional to p_c^(1+w) / p_u^w (11.2), and a mask of the entries where it exists.
 
     Its precision can be zero or negative; such entries come back as p_cond with mask False."""
+    check_shape(p_uncond.mean, p_cond.mean, "p_uncond")
     precision = (1 + weight) / p_cond.variance - weight / p_uncond.variance
     exists = precision > 0
     safe = precision.where(exists, torch.ones_like(precision))
@@ -43,6 +44,7 @@ def guide(
     var_weight: float | torch.Tensor,  # w_v, on the log-variances
 ) -> DiagGaussian:
     "The guided prior (11.3)."
+    check_shape(p_uncond.mean, p_cond.mean, "p_uncond")
     mean = p_cond.mean + mean_weight * (p_cond.mean - p_uncond.mean)
     log_cond = p_cond.variance.log()
     log_uncond = p_uncond.variance.log()

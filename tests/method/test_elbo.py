@@ -148,6 +148,9 @@ def test_an_example_has_a_whole_number_of_numbers(dims):
         ELBO(torch.zeros(1), torch.zeros(1, 1)).bits_per_dim(dims)
 
 
-def test_a_bound_needs_a_draw():
-    with pytest.raises(CfvaeError, match="at least one draw"):
-        importance_weighted_bound(torch.zeros(0, 3))
+@pytest.mark.parametrize(
+    "log_weights", [torch.zeros(0, 3), torch.zeros(3), torch.zeros(2, 3).int(), [torch.zeros(3)] * 2, None]
+)
+def test_a_bound_needs_the_weights_of_a_draw(log_weights):
+    with pytest.raises(CfvaeError, match=r"log_weights: a tensor of floats, \(n, size\), is needed, not"):
+        importance_weighted_bound(log_weights)

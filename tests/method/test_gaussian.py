@@ -166,6 +166,14 @@ def test_entries_that_do_not_belong_together():
         lambda: DiagGaussian(q.mean, one_less),
         lambda: kl_divergence(q, DiagGaussian(one_less, one_less + 1)),
         lambda: some((3, 3, 4, 4), 0).log_prob(torch.zeros(3, 1, 4, 4)),
+        lambda: q.log_prob(torch.zeros(2, 1)),
     ):
         with pytest.raises(CfvaeError, match="has the shape .*, which does not go with"):
             question()
+
+
+def test_one_example_may_stand_for_all():
+    q, one = some((3, 2), 0), torch.zeros(2)
+    for x in (one, one[None]):
+        assert torch.equal(q.log_prob(x), q.log_prob(torch.zeros(3, 2)))
+    assert q[:1].log_prob(torch.zeros(3, 2)).shape == (3,)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from cfvae.core import CfvaeError, make_generator, seed_everything
 from cfvae.gaussian import DiagGaussian
-from cfvae.guidance import Guidance, exact_tilt
+from cfvae.guidance import Guidance, exact_tilt, guide
 from cfvae.hvae import HierarchicalVAE, HierarchicalVAEConfig
 
 CONFIG = HierarchicalVAEConfig(
@@ -198,6 +198,14 @@ def test_rule_and_tilt_agree_for_equal_variances(m_c, m_u, v, w):
     assert bool(exists)
     torch.testing.assert_close(tilted.mean, rule.mean)
     torch.testing.assert_close(tilted.variance, rule.variance)
+
+
+@pytest.mark.parametrize("rule", [lambda p, u: exact_tilt(p, u, 1.0), lambda p, u: guide(p, u, 1.0, 1.0)])
+@pytest.mark.parametrize("shape", [(3, 3), (2, 1), (2,)])
+def test_priors_that_do_not_belong_together(rule, shape):
+    p, u = (DiagGaussian(torch.zeros(size), torch.ones(size)) for size in ((2, 3), shape))
+    with pytest.raises(CfvaeError, match=r"p_uncond has the shape .*, which does not go with \(2, 3\)"):
+        rule(p, u)
 
 
 def test_weight_zero_is_the_conditional_prior():
