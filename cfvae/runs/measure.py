@@ -54,9 +54,9 @@ class Facts:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    "What the log of a stage tells."
+    "What is known of a stage, most of it from its log."
 
-    steps: int  # done
+    steps: int  # done, with a log or without
     of: int  # asked for
     skipped: int  # steps whose gradient was too large
     examples_per_second: float  # median over the log; NaN without one
@@ -180,13 +180,14 @@ def _stage(run: Run, name: str) -> Stage:
     late = _mean_loss(log[-tenth:])
     before = _mean_loss(log[-2 * tenth : -tenth])
     comparable = late > 0 and before > 0  # against a discriminator a loss may be anything
-    steps = last.get("step", 0)
-    if name == "vae" and run.trained is not None:
-        steps = run.trained
+    asked = getattr(run.recipe, f"{name}_training").steps
+    known = run.trained
+    if name == "autoencoder":
+        known = 0 if run.recipe.is_pretrained else asked  # there is a model, so stage one is done
 
     return Stage(
-        steps=steps,
-        of=getattr(run.recipe, f"{name}_training").steps,
+        steps=last.get("step", 0) if known is None else known,
+        of=asked,
         skipped=last.get("skipped", 0),
         examples_per_second=statistics.median(speeds) if speeds else math.nan,
         fell_in_last_tenth=1 - late / before if comparable else math.nan,

@@ -136,16 +136,28 @@ def test_logs_with_strange_numbers(runs, tmp_path):
     folder = copied(runs, "unlabelled", tmp_path)
     log = folder / "vae" / "log.jsonl"
     strange = (
-        '{"step": 5, "loss": NaN, "distortion": Infinity, "rate": -1, "skipped": 5, "examples_per_second": 1}'
+        '{"step": 4, "loss": NaN, "distortion": Infinity, "rate": -1, "skipped": 4, "examples_per_second": 1}'
     )
-    log.write_text(f'{log.read_text()}{strange}\n{{"step": 6, "lo')
+    log.write_text(f'{log.read_text()}{strange}\n{{"step": 5, "lo')
     (folder / "autoencoder" / "log.jsonl").unlink()
 
     _, page, numbers = written(folder)
-    assert "5 of 5 steps were skipped" in page.text
+    assert "4 of 4 steps were skipped" in page.text
     assert "Stage one has left no log" in page.text
     assert "Learn more slowly" in page.text
     assert numbers["vae"]["loss"] is None
+
+
+def test_a_finished_run_whose_logs_are_gone(runs, tmp_path):
+    folder = copied(runs, "unlabelled", tmp_path)
+    for stage in ("autoencoder", "vae"):
+        (folder / stage / "log.jsonl").unlink()
+    _, page, numbers = written(folder)
+    assert page.text.count("4 of 4 steps") == 2
+    assert "Stage one has left no log" in page.text and "Stage two has left no log" in page.text
+    assert "not known; the machine" in page.text and "nan" not in page.text.split()
+    for stage in ("autoencoder", "vae"):
+        assert (numbers[stage]["steps"], numbers[stage]["of"]) == (4, 4)
 
 
 def test_unwritable_page(runs, tmp_path):
