@@ -128,9 +128,12 @@ class HierarchicalVAEConfig:
         check_fields(self)
         levels = len(self.resolutions)
         check(levels >= 1, "resolutions is empty: give one entry per level, at least one")
+        counts = {name: len(getattr(self, name)) for name in _PER_LEVEL}
+        wrong = [f"{name} has {count} entries" for name, count in counts.items() if count not in (1, levels)]
+        check(not wrong, f"{', '.join(wrong)}: give {levels}, one per resolution, or one number")
         for name in _PER_LEVEL:
             value = getattr(self, name)
-            entries = value * levels if len(value) == 1 else per_level(value, levels, name)
+            entries = value * levels if len(value) == 1 else value
             check(min(entries) >= 0, f"{name} is {entries}: whole numbers from 0 are needed")
             object.__setattr__(self, name, entries)
         _check_sizes(self)

@@ -83,7 +83,7 @@ def constant_per_resolution(
     """Least share of each layer in percent, one value per resolution, summing to 66.7 (09.4).
 
     Raises `CfvaeError` where the model has another number of resolutions."""
-    expected = f"the model has {len(layers)} resolutions"
+    expected = f"the model has {len(layers)} resolutions: give objective.values one number for each"
     check(len(values) == len(layers), f"the schedule has {len(values)} values, but {expected}")
     per_resolution = torch.tensor(values, dtype=torch.float32)
     weights = per_resolution.repeat_interleave(torch.tensor(layers))

@@ -16,6 +16,7 @@ import dataclasses
 import json
 import types
 import typing
+import warnings
 from pathlib import Path, PureWindowsPath
 
 import torch
@@ -53,6 +54,7 @@ def import_diffusers() -> types.ModuleType:
 # %% ../nbs/02b_pretrained.ipynb #d9cc38e3
 _KINDS = ("AutoencoderKL", "AutoencoderTiny", "VQModel")  # of diffusers
 _AGAIN = "fetch or save the model again"
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def _encode(model: typing.Any, x: torch.Tensor) -> torch.Tensor:
@@ -223,6 +225,14 @@ def _read_saved(about: Path) -> PretrainedConfig:
         raise CfvaeError(f"{about} cannot be read ({reason}): {_AGAIN}") from None
 
 
+def _other_weights(folder: Path) -> str:
+    "What files of weights are there under other names than the one that is read."
+    names = sorted(path.name for path in folder.glob("*.*") if path.suffix in (".safetensors", ".bin", ".pt"))
+    if not names or _WEIGHTS in names:
+        return ""
+    return f" ({names[0]} is not read: load the model in diffusers and save it anew, as {_WEIGHTS})"
+
+
 def _fetch(load: typing.Callable, source: str, **options: typing.Any) -> typing.Any:
     "Call a loader of diffusers on a folder or hub id. Raises `CfvaeError` if nothing is there."
     local = Path(source).is_dir()
@@ -234,11 +244,13 @@ def _fetch(load: typing.Callable, source: str, **options: typing.Any) -> typing.
         subfolder = "/".join(parts[2:]) or None
 
     try:
-        return load(place, subfolder=subfolder, **options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*local_dir_use_symlinks")  # of diffusers, nobody's to mend
+            return load(place, subfolder=subfolder, **options)
     except Exception as error:  # as many kinds as there are ways not to be there
         reason = str(error).strip().partition("\n")[0][:200]
         if local:
-            problem = "holds no autoencoder in diffusers' form"
+            problem = f"holds no autoencoder in diffusers' form{_other_weights(Path(source))}"
         else:
             problem = "is no folder here, and the Hugging Face hub gave no such model (is there a network?)"
         raise CfvaeError(f"the autoencoder {source} {problem}: {type(error).__name__}: {reason}") from error

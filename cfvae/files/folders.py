@@ -254,7 +254,7 @@ def list_folder(
     if top is None:
         raise NoValidationSplit(
             f"{name} has no validation split (a folder val with images, beside train): "
-            "divide the training images with hold_out"
+            "put images there, or in Python divide those for training with cfvae.data.hold_out"
         )
 
     classes = [folder.base for folder in _class_folders(class_root(tree) or top)]

@@ -34,7 +34,10 @@ def list_table(
     path = Path(path)
     name = name or printable(path)
     if not train:
-        raise NoValidationSplit(f"{name} has no validation split: divide the training images with hold_out")
+        raise NoValidationSplit(
+            f"{name} has no validation split, as no table has: list other images in a table of their own, "
+            "or in Python divide those for training with cfvae.data.hold_out"
+        )
     try:
         columns, rows = _read_rows(path)
     except UNREADABLE as error:

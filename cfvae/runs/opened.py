@@ -65,7 +65,7 @@ def open_run(
     check(
         same_classes,
         f"{dataset.name} has other classes than {folder}, or in another order, which has "
-        f"{first_few(pipe.classes)}: give the data it was trained on by --data, or mend pipeline.json",
+        f"{first_few(pipe.classes)}: bring back the data that it was trained on, or mend pipeline.json",
     )
 
     logs = {stage: read_log(folder / stage / "log.jsonl") for stage in ("autoencoder", "vae")}

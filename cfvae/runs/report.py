@@ -84,7 +84,7 @@ def _accuracies(measurements: Measurements) -> list[tuple[str, float, int, float
     lines = []
     for name, share in (measurements.class_accuracy or {}).items():
         n = JUDGED if name.startswith("samples") else measurements.run.measured_images
-        error = math.sqrt(share * (1 - share) / n)
+        error = math.sqrt(share * (1 - share) / n) if n > 1 else math.nan  # one answer says nothing of others
         lines.append((name, 100 * share, n, 100 * error))
     return lines
 

@@ -48,7 +48,7 @@ def test_splits_share_the_classes_of_training(tmp_path, val):
 
 
 def test_splits_that_cannot_be_used(tmp_path):
-    with pytest.raises(CfvaeError, match="no validation split.*hold_out"):
+    with pytest.raises(CfvaeError, match="no validation split.*put images there.*hold_out"):
         list_folder(grow(tmp_path / "none", ["a/1.png", "b/1.png"]), train=False)
     with pytest.raises(CfvaeError, match="no validation split"):
         list_folder(grow(tmp_path / "only", ["train/a/1.png", "train/b/1.png"]), train=False)

@@ -731,7 +731,11 @@ def test_config_spreads_numbers_over_levels():
         ({"resolutions": (1, 2, 5)}, "multiple"),
         ({"resolutions": (0, 2, 4)}, "resolutions"),
         ({"resolutions": ()}, "resolutions"),
-        ({"layers": (1, 1)}, "layers has 2 entries.*3"),
+        ({"layers": (1, 1)}, "layers has 2 entries: give 3, one per resolution"),
+        (
+            {"layers": (1, 1), "heads": (1, 2), "widths": 4},
+            "layers has 2 entries, heads has 2 entries: give 3",
+        ),
         ({"layers": 0}, "layers"),
         ({"layers": (1, 0, 1)}, "layers"),
         ({"widths": -4}, "widths"),

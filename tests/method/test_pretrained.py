@@ -4,12 +4,14 @@ import dataclasses
 import json
 import shutil
 import sys
+import warnings
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from cfvae import pretrained
 from cfvae.core import CfvaeError, make_generator, seed_everything
 from cfvae.pretrained import (
     PretrainedAutoencoder,
@@ -307,10 +309,23 @@ def test_a_borrowed_model_is_whole(saved, tmp_path, kind, damage, complaint):
         load_pretrained(describe_pretrained(str(folder), 16))
 
 
-def test_only_safetensors_are_read(saved, tmp_path):
-    folder = tmp_path / "pickled"
-    saved[1]["AutoencoderKL"].save_pretrained(folder, safe_serialization=False)
-    with pytest.raises(CfvaeError, match="holds no autoencoder"):
+def test_what_diffusers_says_of_its_own_ways_is_not_passed_on(recwarn):
+    def load(*args, **options):
+        warnings.warn("The `local_dir_use_symlinks` argument is deprecated", UserWarning, stacklevel=1)
+        warnings.warn("this one matters", UserWarning, stacklevel=1)
+
+    pretrained._fetch(load, "owner/name")
+    assert [str(warning.message) for warning in recwarn] == ["this one matters"]
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [({"safe_serialization": False}, "model.bin"), ({"variant": "fp16"}, "model.fp16.safetensors")],
+)
+def test_weights_of_another_name_are_named_and_not_read(saved, tmp_path, options, name):
+    folder = tmp_path / "other"
+    saved[1]["AutoencoderKL"].save_pretrained(folder, **options)
+    with pytest.raises(CfvaeError, match=rf"holds no autoencoder.*{name} is not read: load the model"):
         load_pretrained(describe_pretrained(str(folder), 16))
 
 

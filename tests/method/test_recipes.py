@@ -87,7 +87,7 @@ def test_change_from_text():
         ({"sigma_q": 0}, "sigma_q is 0"),
         (
             {"schedule": "constant-per-resolution", "values": (1, 2)},
-            "schedule has 2 values, but the model has 3",
+            "schedule has 2 values, but the model has 3 resolutions: give objective.values",
         ),
     ],
 )

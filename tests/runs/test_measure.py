@@ -48,7 +48,7 @@ def test_other_images_are_noticed(runs, strange):
     other = ImageDataset(Shapes(60, seed=3, size=16).images, labels, STRANGE, "mine")
     assert not open_run(runs / "strange", "cpu", other).same_images
     renamed = ImageDataset(strange_images().images, labels, ("a", "b", "c"), "mine")
-    with pytest.raises(CfvaeError, match="other classes than .*mend pipeline.json"):
+    with pytest.raises(CfvaeError, match="other classes than .*bring back the data .*mend pipeline.json"):
         open_run(runs / "strange", "cpu", renamed)
 
 

@@ -242,6 +242,10 @@ def test_table_of_the_judge(runs, measured):
     assert "held-out images 100.0 % n = 6, standard error 0.0" in text
     assert "samples, without guidance 20.0 % n = 500, standard error 1.8" in text
 
+    one = dataclasses.replace(measured.run, held_out_images=1)
+    text = rendered(runs, dataclasses.replace(measured, run=one, class_accuracy=accuracies))
+    assert "held-out images 100.0 % n = 1 their reconstructions" in text  # of one no error is known
+
 
 @pytest.mark.parametrize(("fell", "said"), [(0.034, "loss fell by 3.4 %"), (-0.02, "loss rose by 2.0 %")])
 def test_last_tenth_of_training(runs, measured, fell, said):
