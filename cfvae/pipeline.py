@@ -239,7 +239,9 @@ def _check_config(kind: type[torch.nn.Module], path: Path) -> None:
     check(isinstance(saved, dict), f"{path.name} holds no settings: fetch or save the model again")
     missing = defaults.keys() - saved.keys()
     check(
-        not missing, f"{path.name}: settings are missing ({_listed(missing)}): fetch or save the model again"
+        not missing,
+        f"{path.name}: {kind.__name__} settings are missing ({_listed(missing)}): "
+        "give the folder of such a model, or fetch or save it again",
     )
     with torch.device("meta"):
         expected = kind(config_from_dict(config_class, saved)).state_dict()

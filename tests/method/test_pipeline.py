@@ -480,6 +480,13 @@ def whole_numbers(weights):
     weights[name] = weights[name].to(torch.int64)
 
 
+def test_a_model_of_another_kind(saved):
+    with pytest.raises(
+        CfvaeError, match="Autoencoder settings are missing .*: give the folder of such a model"
+    ):
+        pipeline.load_local(Autoencoder, saved / "vae")
+
+
 WEIGHT_DAMAGES = {
     "one_is_missing": (lambda weights: weights.pop(max(weights)), "tensors are missing"),
     "all_but_one_are_missing": (lambda weights: drop(weights, 1), r"tensors are missing \(.* more"),
