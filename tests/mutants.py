@@ -49,10 +49,10 @@ ALL_LOOKS = {"Console", "set_style", "set_ylim", "tick_params"}  # calls and fun
 
 TESTS = {  # the tests of modules that have none of their own name, or more; a folder's, for all that is in it
     "cli/__init__": ["cli/test_main", "cli/test_output", "cli/test_errors"],
-    "cli/benching": ["cli/test_tables", "cli/test_benching"],
-    "cli/comparing": ["cli/test_tables", "cli/test_comparing"],
-    "cli/evaluating": ["cli/test_tables", "cli/test_evaluating"],
-    "cli/looking": ["cli/test_tables", "cli/test_looking"],
+    "cli/benching": ["cli/test_listings", "cli/test_benching"],
+    "cli/comparing": ["cli/test_listings", "cli/test_comparing"],
+    "cli/evaluating": ["cli/test_listings", "cli/test_evaluating"],
+    "cli/looking": ["cli/test_listings", "cli/test_looking"],
     "files/cache": ["files/test_cache", "method/test_edges"],
     "files/codes": ["files/test_one_channel", "files/test_codes"],
     "cli/commands": ["cli/test_main", "cli/test_train_command", "cli/test_drawing"],

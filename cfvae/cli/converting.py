@@ -124,6 +124,9 @@ def _read_config(config: str | None, weights: Path) -> str | Mapping[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CfvaeError(f"{about} is not JSON ({error}): {way_out}") from None
     check(isinstance(fields, dict), f"{about} holds no such thing as {{...}}: {way_out}")
+    for stage in ("dae", "vae"):
+        named = isinstance(fields.get(stage, {}), (dict, str))
+        check(named, f"{about}: {stage} is {fields.get(stage)!r}: {way_out}")
     return fields
 
 

@@ -170,7 +170,9 @@ def test_figures_and_pictures_are_written(compared, out):
 
 
 def test_a_folder_of_another_comparison_or_of_other_files(compared, out, tmp_path):
-    with pytest.raises(CfvaeError, match="holds a comparison with another n: give the same command"):
+    with pytest.raises(
+        CfvaeError, match="a comparison with another n and another real images: give the same command"
+    ):
         compare(recipe(), dataclasses.replace(PLAN, n=30), out)
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(CfvaeError, match="holds files but no comparison"):
@@ -225,7 +227,7 @@ def test_an_autoencoder_alone_as_first_stage(material, tmp_path):
     assert torch.equal(alone.codes.scaler.shift, material.codes.scaler.shift)
     brought = Given(material.autoencoder, LatentScaler(0.5, 2.0))
     assert gather(recipe(), PLAN, brought, tmp_path / "out")[0].codes.scaler is brought.scaler
-    with pytest.raises(CfvaeError, match="shapes-classifier: .*has no field"):
+    with pytest.raises(CfvaeError, match="shapes-classifier: .*settings are missing"):
         open_given(Plan(first_stage="shapes-classifier"))
 
 

@@ -156,7 +156,7 @@ def test_costs_are_drawn_on_one_scale():
     for axis in scaling._AXES:
         points += [scaling.Point(axis, size, 2.0 * size, 3.0 * size) for size in (2, 4)]
     machine = types.SimpleNamespace(name="a machine")
-    given = types.SimpleNamespace(points=points, machine=machine, preset="shapes-demo")
+    given = types.SimpleNamespace(points=points, machine=machine, preset="shapes-demo", smaller=False)
     figure = scaling.draw_scaling(given)
     assert figure.get_suptitle() == "shapes-demo on a machine" and figure.get_supylabel() == "milliseconds"
     assert len({panel.get_ylim() for panel in figure.axes}) == 1  # so that panels can be compared
@@ -230,7 +230,7 @@ def test_rows_of_the_evaluation(seen):
     shown = types.SimpleNamespace(sets=sets, distances=distances, neighbours=neighbours)
 
     unguided, guided = evaluation_page._samples(shown)
-    assert unguided.caption == "Samples, unguided: " + ", ".join(["cat"] * 10)
+    assert unguided.caption == "Samples, unguided, the classes in turn: cat"
     assert guided.caption == "Samples, guided"
     assert torch.equal(seen[0][0], sets["samples, unguided"].images[:30]) and seen[0][1] == 10
 

@@ -145,7 +145,7 @@ def test_a_recipe_is_an_object_with_a_name(value):
         ("num_classes", "3", "vae.num_classes cannot be set"),
         ("vae.layers", "1000000000", "vae.layers: 3000000000 in all, but at most 1000"),
         ("disc_layers", "1000000000", "disc_layers: 1000000000 in all, but at most 1000"),
-        ("values", "3e38,3e38,3e38", "the schedule is not finite: objective.steepness or objective.values"),
+        ("values", "3e38,3e38,3e38", "every entry must be above 0, and at most 1e30"),
     ],
 )
 def test_what_each_message_says(key, value, message):
