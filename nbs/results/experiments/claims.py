@@ -207,8 +207,8 @@ def one_pass(results: Path) -> Record | None:
         "flow": ("euler-1", "euler-8", "euler-4-w1", "euler-16-w2", "euler-64-w2"),
     }
     verdict = (
-        "Of drawings on `Shapes`, in part: one pass is the fastest, and unguided about as often recognised as "
-        "the flow at up to 64 steps; a guided flow is recognised more often from 8 evaluations on, "
+        "Of drawings on `Shapes`, in part: one pass is the fastest, and unguided about as often recognised "
+        "as the flow at up to 64 steps; a guided flow is recognised more often from 8 evaluations on, "
         "for 8 to 110 times the time. Of photographs, no: one pass is the fastest, and from four guided "
         "steps on the flow is recognised nearly twice as often, and nearer to them."
     )
