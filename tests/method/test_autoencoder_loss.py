@@ -531,9 +531,10 @@ def test_psnr_in_the_metrics_is_that_of_the_reconstruction(x):
     )
 
 
-def test_sharpness_is_of_pairs_with_a_middle():
+def test_sharpness_is_of_images_of_one_size_with_a_middle():
     x = torch.randn(2, 3, 8, 8)
-    for one, other in ((x, x[:1]), (x, x[..., :4, :4]), (x[:0], x[:0]), (x[..., :2], x[..., :2])):
+    assert sharpness(torch.cat([x, x]), x).item() == pytest.approx(1)  # more of the ones than of the others
+    for one, other in ((x, x[..., :4, :4]), (x[:0], x[:0]), (x[..., :2], x[..., :2])):
         with pytest.raises(CfvaeError, match="images"):
             sharpness(one, other)
 
