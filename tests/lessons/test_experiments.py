@@ -107,6 +107,19 @@ def test_records_at_toy_size_are_no_others(tmp_path):
     assert len(places) == 3 and Setting(tmp_path).records == tmp_path / "records"
 
 
+def test_trainings_can_be_added_to_the_stored_ones(tmp_path):
+    stored, records, out = ROOT / "nbs/results", tmp_path / "records", tmp_path / "out"
+    summary.restore(stored, records)
+    kept = json.loads((stored / "controls/06_vae.json").read_text())["runs"]
+    changed = records / f"{Job('06_vae', kept[0]['variant'], kept[0]['seed'], 0).name}.json"
+    write_json(changed, json.loads(changed.read_text()) | {"seconds": 1.0})
+    summary.restore(stored, records)
+    summary.summarise(records, out)
+    again = json.loads((out / "controls/06_vae.json").read_text())["runs"]
+    assert len(again) == len(kept) and kept[0] | {"seconds": 1.0} in again
+    assert all(run in again for run in kept[1:])
+
+
 def test_nothing_starts_that_would_end_too_late(tmp_path, capsys):
     jobs = [Job("double", "seed", 0, 1000.0)]
     run_all(jobs, Setting(tmp_path), {"double": double_the_seed}, processes=1, minutes=1)

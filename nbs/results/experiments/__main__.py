@@ -19,6 +19,10 @@ def main() -> None:
     setting = Setting(arguments.work, arguments.device, arguments.scale)
     check(0 < setting.scale <= 1, f"--scale is {setting.scale}: a number above 0 and up to 1 is needed")
     out = arguments.out or (ROOT / "nbs/results" if setting.scale == 1 else setting.records / "tables")
+    if arguments.add:
+        import summary
+
+        summary.restore(ROOT / "nbs/results", setting.records)
     if not arguments.tables_only:
         chosen = arguments.only or list(EXPERIMENTS)
         prepare(setting, chosen)
@@ -43,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, default=work, help="for records (default: build/experiments)")
     out = "for tables and figures (default: nbs/results; with --scale, a folder beside the records)"
     parser.add_argument("--out", type=Path, help=out)
+    kept = "trainings that nbs/results holds are kept, and only the others are made"
+    parser.add_argument("--add", action="store_true", help=kept)
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--records-only", action="store_true", help="leave the tables to a later call")
     part.add_argument("--tables-only", action="store_true", help="run nothing: summarise what there is")

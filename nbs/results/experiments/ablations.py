@@ -33,24 +33,24 @@ GUIDANCE = Guidance(2.0)  # on the means
 ABLATIONS: dict[str, dict[str, typing.Any]] = {
     "the recipe": {},
     "no schedule": {"objective.schedule": "none"},
-    "shifted exponential 1000": {"objective.schedule": "shifted-exponential"},
-    "constant 1 2 4": {"objective.values": (1, 2, 4)},
-    "sigma_q 0.05": {"objective.sigma_q": 0.05},
-    "sigma_q 0.1": {"objective.sigma_q": 0.1},
-    "sigma_q 0.3": {"objective.sigma_q": 0.3},
     "no spectral term": {"objective.spectral_weight": 0.0},
     "standard prior": {"vae.learned_prior": False},
     "attention": {"vae.attention": (0, 1, 1)},
-    "half the layers": {
-        "vae.layers": (1, 2, 1),
-        "vae.widths": (88, 88, 88),
-        "vae.encoder_widths": (88, 88, 88),
-    },
+    "constant 1 2 4": {"objective.values": (1, 2, 4)},
     "twice the layers": {
         "vae.layers": (4, 8, 4),
         "vae.widths": (44, 44, 44),
         "vae.encoder_widths": (60, 60, 60),
     },
+    "half the layers": {
+        "vae.layers": (1, 2, 1),
+        "vae.widths": (88, 88, 88),
+        "vae.encoder_widths": (88, 88, 88),
+    },
+    "shifted exponential 1000": {"objective.schedule": "shifted-exponential"},
+    "sigma_q 0.1": {"objective.sigma_q": 0.1},
+    "sigma_q 0.05": {"objective.sigma_q": 0.05},
+    "sigma_q 0.3": {"objective.sigma_q": 0.3},
 }
 FLOOR = "real images"  # a variant without a training
 

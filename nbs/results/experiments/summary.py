@@ -9,7 +9,7 @@ from typing import Any
 
 import autoencoders
 import figures
-from jobs import Record, write_json
+from jobs import Job, Record, write_json
 from plan import jobs_of
 
 COMMAND = "python nbs/results/experiments"
@@ -30,8 +30,9 @@ ABOUT = {
         "The autoencoder of lesson 02 (16 x 16 pixels), trained for longer, and linear codes beside it."
     ),
     "06_vae": (
-        "The one-layer VAE of lesson 06 (16 x 16 pixels), trained for longer. Information, hole, open and "
-        "network are exact sums over all 2,304,000 pictures that the generator can draw, a mean over draws."
+        "The one-layer VAE of lesson 06 (16 x 16 pixels), trained as in the lesson and for longer. "
+        "Information, hole, open and network are exact sums over all 2,304,000 pictures that the generator "
+        "can draw, a mean over draws (of the first held-out images); all else is for 256 images."
     ),
     "code_length": (
         "The demo's autoencoder (32 x 32 pixels, 1,000 steps of 32) with codes of 1, 2, 4 and 8 channels of "
@@ -95,6 +96,28 @@ COLUMNS = {  # that the site shows
 }
 
 
+def restore(
+    stored: Path,  # nbs/results
+    records: Path,  # the folder of records
+) -> None:
+    "Records of the trainings that the tables hold already, so that others can be added to them."
+    for experiment in ABOUT:
+        path = _table_of(experiment, stored)
+        runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
+        for run in runs:
+            record = records / f"{Job(experiment, run['variant'], run['seed'], 0).name}.json"
+            if not record.exists():
+                write_json(record, {"experiment": experiment} | run)
+
+
+def _table_of(
+    experiment: str,  # a key of `ABOUT`
+    out: Path,  # nbs/results
+) -> Path:
+    folder, name = ("ablations", "table") if experiment == "ablations" else ("controls", experiment)
+    return out / folder / f"{name}.json"
+
+
 def summarise(
     records: Path,  # the folder of records
     out: Path,  # nbs/results
@@ -105,10 +128,9 @@ def summarise(
         own = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
         if not own:
             continue
-        folder = out / ("ablations" if experiment == "ablations" else "controls")
-        name = "table" if experiment == "ablations" else experiment
-        write_json(folder / f"{name}.json", table(own, about) | extras(experiment))
-        figures.draw(experiment, own, folder)
+        path = _table_of(experiment, out)
+        write_json(path, table(own, about) | extras(experiment))
+        figures.draw(experiment, own, path.parent)
     controls = out / "controls"
     controls.mkdir(parents=True, exist_ok=True)
     for path in [*records.glob("06_*.png"), *records.glob("06_*.safetensors")]:
