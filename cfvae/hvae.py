@@ -593,7 +593,7 @@ class HierarchicalVAE(LatentHierarchy, PyTorchModelHubMixin):
         n = whole_number(n, "n", 0)
         levels = len(self.config.resolutions)
         temperatures = temperature_per_level(temperature, levels)
-        rule = guidance is None or callable(guidance)
+        rule = guidance is None or (callable(guidance) and not isinstance(guidance, type))
         check(rule, f"guidance is {guidance!r}: a rule is needed, such as Guidance(3.0), or None")
         check_levels = getattr(guidance, "check_levels", None)
         if check_levels is not None:  # the rule has weights of its own for every resolution

@@ -70,7 +70,7 @@ class SamplingHalf(nn.Module):
         self.autoencoder = pipe.autoencoder
         self.scaler = pipe.scaler
         self.labelled = bool(pipe.classes)
-        self.guided = self.labelled and pipe.vae.config.learned_prior
+        self.guided = pipe.guidable
         self.inputs = ["noise", "temperature"]
         if self.labelled:
             self.inputs += ["labels"]
@@ -334,7 +334,7 @@ def _about(half: SamplingHalf, stored: str) -> dict[str, typing.Any]:
     return {
         "format": 1,
         "classes": half.pipe.classes,
-        "no_label": len(half.pipe.classes) if half.labelled else None,
+        "no_label": len(half.pipe.classes) if half.labelled and half.pipe.label_dropped else None,
         "inputs": {name: sizes[name] for name in half.inputs},
         "size": half.autoencoder.config.size,
         "latent_shape": half.autoencoder.config.latent_shape,

@@ -88,6 +88,7 @@ class TwoStages:
         vae: HierarchicalVAE,  # stage two, on standardised latents
         scaler: LatentScaler,  # between them
         classes: typing.Sequence[str] = (),  # class names by index; empty for a model without labels
+        label_dropped: bool = True,  # whether the VAE learned to do without a label too, as guidance needs
     ) -> None:
         parts: list[tuple[object, typing.Any]] = [
             (autoencoder, (Autoencoder, PretrainedAutoencoder)),
@@ -117,6 +118,12 @@ class TwoStages:
         self.autoencoder = autoencoder.eval()
         self.vae = vae.eval()
         self.scaler = scaler
+        self.label_dropped = label_dropped
+
+    @property
+    def guidable(self) -> bool:
+        "Whether samples can be guided: that takes classes, a learned prior, and labels dropped in training."
+        return bool(self.classes) and self.vae.config.learned_prior and self.label_dropped
 
     def encode(
         self,
@@ -336,6 +343,8 @@ def _check_about(about: typing.Any, path: Path, channels: int) -> None:
     clip = about["clip"]
     check(_is_number(clip, _FINITE.tiny), f"{path}: clip is {clip!r}, not a number above 0: {damaged}")
     check_classes(about["classes"], str(path))
+    dropped = about.get("label_dropped", True)  # earlier versions did not note it
+    check(isinstance(dropped, bool), f"{path}: label_dropped is {dropped!r}, not true or false: {damaged}")
 
 
 # %% ../nbs/12_pipeline.ipynb #dcea5c87
@@ -373,6 +382,7 @@ def _read_parts(folder: Path) -> dict[str, typing.Any]:
         "vae": vae,
         "scaler": LatentScaler(about["shift"], about["scale"], about["clip"]),
         "classes": about["classes"],
+        "label_dropped": about.get("label_dropped", True),
     }
 
 
@@ -436,6 +446,8 @@ def _write_about(stages: TwoStages, folder: Path) -> None:
         "scale": stages.scaler.scale.flatten().tolist(),
         "clip": stages.scaler.clip,
     }
+    if not stages.label_dropped:
+        about["label_dropped"] = False
     write_synced(folder / "pipeline.json", json.dumps(about, indent=1).encode())
 
 
@@ -522,6 +534,7 @@ class LatentVAEPipeline(TwoStages):
         batch_size = whole_number(batch_size, "batch_size", 1)
         labels, n = self._labels_and_count(labels, n)
         eps = _check_source(eps, generator, self.vae.latent_shapes, n)
+        self.check_style(labels, guidance)
 
         images = []
         with _computing(self, precision):
@@ -532,6 +545,18 @@ class LatentVAEPipeline(TwoStages):
                 z = self.vae.sample(stop - start, batch_labels, guidance, temperature, batch_eps, generator)
                 images.append(self.decode(z))
         return PipelineOutput(_as_output(torch.cat(images), output_type))
+
+    def check_style(
+        self,
+        labels: torch.Tensor | None,  # one class index per image; the number of classes is none
+        guidance: typing.Any,  # as for drawing
+    ) -> None:
+        "Raises `CfvaeError` for what takes the state without a label, where training never dropped one."
+        unlabelled = labels is None or bool((labels == len(self.classes)).any())
+        message = "the model was trained with objective.label_drop 0, and knows no state without a label"
+        check(self.label_dropped or not unlabelled, f"{message}: give the labels of its classes")
+        way_out = "draw without guidance, or train with a label_drop above 0"
+        check(self.label_dropped or not guidance, f"{message} to guide away from: {way_out}")
 
     def _labels_and_count(self, labels: typing.Any, n: int | None) -> tuple[torch.Tensor | None, int]:
         "Labels as whole numbers, and how many images are asked for. Raises `CfvaeError` where they disagree."

@@ -121,7 +121,7 @@ def sample(
     targets = drawing.Targets(out, out_dir, npz)
     targets.validate(n)
     style = drawing.read_style(mean_weight, var_weight, temperature, precision)
-    pipe = drawing.load_pipeline(model, device, bool(style.guidance))
+    pipe = drawing.load_pipeline(model, device)
     chosen = drawing.choose_labels(pipe, n, classes, labels)
     drawing.sample(pipe, chosen, n, style, seed, batch_size, targets)
 

@@ -13,7 +13,7 @@ from ..core import check, check_seed, get_device, make_generator
 from ..files.names import printable
 from ..guidance import Guidance
 from ..pipeline import LatentVAEPipeline, resolve_precision
-from ..runs.folder import check_guidable, load_model
+from ..runs.folder import load_model
 from .describing import list_names
 from .parsing import read_classes, read_labels, read_numbers
 from .writing import open_npz, prepare_file, prepare_image_folder, save_each, save_grid
@@ -80,11 +80,8 @@ def read_style(mean_weight: str, var_weight: str, temperature: str, precision: s
 def load_pipeline(
     model: Path,  # a run folder, a saved pipeline, the name of a shipped one, or hub:owner/name
     device: str,  # auto, cpu or cuda
-    guided: bool = False,  # whether it is to be guided
 ) -> LatentVAEPipeline:
-    "The pipeline, on the device. Raises `CfvaeError` where it cannot do what is meant."
-    if guided:
-        check_guidable(model)
+    "The pipeline, on the device."
     return load_model(model).to(get_device(device))
 
 
@@ -142,6 +139,7 @@ def check_style(
     style: Style,  # guidance, temperature and precision
 ) -> None:
     "Raise `CfvaeError`, before any file is made, for what the model cannot do: drawing no image finds out."
+    pipe.check_style(None if labels is None else torch.tensor(labels), style.guidance)
     no_labels = None if labels is None else torch.zeros(0, dtype=torch.int64)
     pipe.vae.sample(0, no_labels, style.guidance, style.temperature)
     resolve_precision(style.precision, pipe.device)

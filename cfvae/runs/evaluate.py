@@ -20,7 +20,7 @@ from ..distances import nearest_images
 from ..files.names import first_few
 from ..pipeline import LatentVAEPipeline
 from .bench import count_flops
-from .folder import check_guidable, load_model
+from .folder import load_model
 from .image_sets import ImageSet, Style, choose_images, draw, model_labels, open_images, reconstruct
 from .judges import Judge, find_judges
 from .judging import Row, Value, jackknife, judge_sets, share, sweep_guidance
@@ -144,11 +144,9 @@ def _open(question: Question) -> tuple[LatentVAEPipeline, ImageDataset, ImageDat
     "The model, its training images and images that it has not seen; all that can be refused is refused."
     device = get_device(question.device)
     pipe = load_model(question.model).to(device)
-    guidable = bool(pipe.classes) and pipe.vae.config.learned_prior
     guided = question.sweep or bool(question.style.guidance)
-    check(guidable or not guided, f"{question.model} has no classes that it could be guided to")
-    if guided:
-        check_guidable(question.model)
+    reason = "has no classes that it could be guided to, or was trained with objective.label_drop 0"
+    check(pipe.guidable or not guided, f"{question.model} {reason}")
 
     training, held = open_images(question.model, question.data, pipe.autoencoder.config.size)
     n, most = question.n, min(len(training), len(held))

@@ -259,17 +259,6 @@ def load_autoencoder(
     return load_local(Autoencoder, folder)
 
 
-def check_guidable(
-    model: str | Path,  # as for `load_model`
-) -> None:
-    "Raises `CfvaeError` for a run whose model never learned the state without a label."
-    recipe_file = Path(model) / "recipe.json"
-    if recipe_file.is_file():
-        dropped = load_recipe(model).objective.label_drop
-        message = f"{model} was trained with objective.label_drop 0: guidance would lean away from noise"
-        check(dropped > 0, f"{message}; draw without guidance, or train with a label_drop above 0")
-
-
 def load_model(
     model: str | Path,  # a run folder, a saved pipeline, the name of a shipped one, or hub:owner/name
 ) -> LatentVAEPipeline:
@@ -288,4 +277,6 @@ def load_model(
         )
         return LatentVAEPipeline.from_pretrained(saved)
     check(has_model(path), f"{path} holds no model yet: a run has one once its second stage was trained")
-    return LatentVAEPipeline.from_pretrained(path / "pipeline")
+    pipe = LatentVAEPipeline.from_pretrained(path / "pipeline")
+    pipe.label_dropped &= not pipe.classes or load_recipe(path).objective.label_drop > 0  # not noted before
+    return pipe

@@ -171,7 +171,9 @@ def train_vae(
 
     def pipeline(model: HierarchicalVAE) -> LatentVAEPipeline:
         scaler = copy.deepcopy(latents.scaler)
-        return LatentVAEPipeline(autoencoder, model, scaler, classes).to(model.decoder.start.device)
+        dropped = not classes or recipe.objective.label_drop > 0
+        pipe = LatentVAEPipeline(autoencoder, model, scaler, classes, dropped)
+        return pipe.to(model.decoder.start.device)
 
     draw = _vae_pictures(recipe, held, pipeline)
     watchers = watchers_of(

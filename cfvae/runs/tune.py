@@ -177,7 +177,6 @@ def _fit(
         averaged = typing.cast(Autoencoder | TwoPlayers, state.ema.module)
         tuned = autoencoder_of(averaged).cpu()
         tuned.requires_grad_(True)
-        save_whole(
-            LatentVAEPipeline(tuned, pipe.vae.cpu(), pipe.scaler.cpu(), pipe.classes), out / "pipeline"
-        )
+        parts = (tuned, pipe.vae.cpu(), pipe.scaler.cpu(), pipe.classes, pipe.label_dropped)
+        save_whole(LatentVAEPipeline(*parts), out / "pipeline")
     return state.step == config.steps

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from commandline import done, refused
+from commandline import TINY, done, refused
 from PIL import Image
 
 from cfvae.cli.writing import open_npz, save_each, save_grid
@@ -252,6 +252,15 @@ def test_a_run_that_never_dropped_a_label_is_not_guided(run):
     refused("sample never --n 2 --mean-weight 2 --out a.png", "label_drop 0", "without guidance")
     refused("evaluate never --data shapes --n 20 --guidance-sweep --out judged", "label_drop 0")
     done("sample never --n 2 --out a.png")
+
+
+@pytest.mark.parametrize("place", ["dropless", "dropless/pipeline", "dropless-tuned"])
+def test_nor_is_what_was_made_of_it(run, place):
+    if not Path("dropless").exists():
+        done(f"{TINY} --out dropless --steps 1 --set objective.label_drop=0")
+        done("tune dropless --out dropless-tuned --steps 1 --set batch_size=8")
+    refused(f"sample {place} --n 2 --mean-weight 2 --out a.png", "label_drop 0", "without guidance")
+    refused(f"evaluate {place} --data shapes --n 20 --guidance-sweep --out judged", "label_drop 0")
 
 
 def test_more_than_a_disk_can_hold_is_refused_at_once(plain, monkeypatch):

@@ -915,7 +915,7 @@ def test_requests_that_would_be_taken_for_others():
     model = build(num_classes=3)
     with pytest.raises(CfvaeError, match="labels are of the type bool"):
         model.sample(2, torch.tensor([True, False]))
-    for guidance in (3.0, "3", (1, 2), True):
+    for guidance in (3.0, "3", (1, 2), True, dict):  # the last a class in place of one of its rules
         with pytest.raises(CfvaeError, match="guidance is .*: a rule is needed"):
             model.sample(2, [0, 1], guidance=guidance)
     for n in (-1, 1.5, "2", True):

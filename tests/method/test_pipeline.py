@@ -18,6 +18,7 @@ from cfvae.core import CfvaeError, make_generator, seed_everything
 from cfvae.guidance import Guidance
 from cfvae.hvae import HierarchicalVAE, HierarchicalVAEConfig, TopDownBlock
 from cfvae.latents import LatentScaler
+from cfvae.onnx_export import SamplingHalf
 from cfvae.pipeline import LatentVAEPipeline, load_first_stage, resolve_precision
 from cfvae.pretrained import describe_pretrained, import_diffusers, load_pretrained
 from cfvae.runs.saved import save_whole
@@ -594,6 +595,21 @@ def test_wrong_labels_and_names(pipe):
         with pytest.raises(CfvaeError, match="labels must be 0 to 2"):
             pipe(labels)
     assert draw(pipe, [3]).shape[0] == 1  # the null label
+
+
+@pytest.mark.parametrize("place", ["made", "saved and loaded", "exported"])
+def test_a_model_that_never_dropped_a_label_takes_no_step_without_one(pipe, place, tmp_path):
+    never = LatentVAEPipeline(pipe.autoencoder, pipe.vae, pipe.scaler, CLASSES, label_dropped=False)
+    assert pipe.guidable and not never.guidable
+    if place == "saved and loaded":
+        never.save_pretrained(tmp_path)
+        never = LatentVAEPipeline.from_pretrained(tmp_path)
+    if place == "exported":
+        assert "mean_weight" not in SamplingHalf(never).inputs
+    assert len(draw(never, [0, 1])) == 2
+    for labels, guidance in ((None, None), ([0, len(CLASSES)], None), ([0], Guidance(1.0))):
+        with pytest.raises(CfvaeError, match="label_drop 0, and knows no state without a label"):
+            never(labels, guidance=guidance)
 
 
 def test_parts_must_fit(pipe):
