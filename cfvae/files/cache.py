@@ -18,7 +18,7 @@ from ..checkpoints import write_synced
 from ..core import CfvaeError, check, check_classes
 from ..data import ImageDataset
 from .arrays import NO_ARRAY, RowWriter
-from .decode import many_bit_range, try_decode
+from .decode import Range, many_bit_range, try_decode, why_blank
 from .folders import Listing
 from .names import first_few, printable
 from .store import new_folder, remove_older
@@ -72,19 +72,29 @@ def decode_listing(
 
     dataset = load_or_fill(target, prefix, size, name, len(paths) * 3 * size**2, fill, is_stale)
     dataset.split = listing.split
-    dataset.many_bits = _many_bits(listing)
-    for note in [*listing.notes, *_notes(dataset, listing)]:
+    image, found = _many_bits(listing)
+    dataset.many_bits = f"{image} has more than 8 bits: {found}" if found else ""
+    blank = _blank(dataset, listing)
+    clipped = () if blank or not found or not found.clips else (_clipped(image, found),)
+    for note in [*listing.notes, *_notes(dataset, listing), *blank, *clipped]:
         warnings.warn(f"{name}: {note}", stacklevel=3)
     return dataset
 
 
-def _many_bits(listing: Listing) -> str:
-    "What the first images tell of their range; most trees are of one kind."
+def _many_bits(listing: Listing) -> tuple[str, Range | None]:
+    "The first image of many bits, and its range; of the first few, since most trees are of one kind."
     for image in listing.names[:LOOKED_AT]:
         found = many_bit_range(listing.root / image)
         if found is not None:
-            return f"{printable(image)} has more than 8 bits: {found}"
-    return ""
+            return printable(image), found
+    return "", None
+
+
+def _clipped(image: str, found: Range) -> str:
+    return (
+        f"{image} has numbers outside of the range that is read ({found}), which come out black or white: "
+        "scale the numbers of such files first"
+    )
 
 
 def _notes(dataset: FileImages, listing: Listing) -> list[str]:
@@ -109,19 +119,19 @@ def _notes(dataset: FileImages, listing: Listing) -> list[str]:
             f"{dataset.alike} of {len(dataset)} images are copies of others, as {later} is of {earlier}: "
             "one may be held out while the other is learned from"
         )
-    for image in dataset.extreme:
-        found = many_bit_range(listing.root / image)
-        if found is not None:
-            notes.append(_black_or_white(dataset, image, found))
-            break
     return notes
 
 
-def _black_or_white(dataset: FileImages, image: str, found: str) -> str:
-    return (
-        f"{len(dataset.extreme)} of {len(dataset)} images come out nearly black or white, "
-        f"such as {printable(image)} ({found}): scale the numbers of such files to the full range first"
-    )
+def _blank(dataset: FileImages, listing: Listing) -> tuple[str, ...]:
+    "Images that show nothing, and why. A few black ones may be meant; not that all are."
+    reasons = ((image, why_blank(listing.root / image)) for image in dataset.extreme)
+    image, reason = next((found for found in reasons if found[1]), ("", None))
+    count = f"{len(dataset.extreme)} of {len(dataset)} images come out nearly black or white"
+    if reason:
+        return (f"{count}, such as {printable(image)}: {reason}",)
+    if len(dataset.extreme) < len(dataset):
+        return ()
+    return (f"{count}: are these the right files, and not masks, or numbers that stop far below 255?",)
 
 
 def _decode_all(paths: list[str], size: int) -> typing.Iterator[Decoded]:

@@ -1,5 +1,6 @@
 """One image file, whatever its format, mode or damage, to one square of bytes."""
 
+import dataclasses
 import os
 import typing
 from pathlib import Path
@@ -13,6 +14,7 @@ Image.init()  # registers all of Pillow's formats
 KNOWN_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 FORMATS = tuple(name for name in KNOWN_FORMATS if name in Image.OPEN)  # those that this Pillow was built with
 MAX_PIXELS = 89_478_485  # Pillow's limit against decompression bombs
+PHOTOMETRIC = 262  # the field of a TIFF file that says what is white
 BLOCK_PIXELS = 1 << 18  # of a many-bit picture that are converted at a time
 
 
@@ -58,7 +60,10 @@ def _row_blocks(image: Image.Image) -> typing.Iterator[tuple[slice, np.ndarray]]
 
 
 def _value_range(image: Image.Image) -> tuple[float, float]:
-    "The smallest and the largest number."
+    "The smallest and the largest number; of colours, of which the upper 8 bits are read, the bounds of both."
+    if not _has_many_bits(image):
+        colours = np.asarray(image.convert("RGB"))
+        return 256.0 * colours.min(), 256.0 * colours.max() + 255
     ends = [(values.min(), values.max()) for _, values in _row_blocks(image)]
     return float(min(low for low, _ in ends)), float(max(high for _, high in ends))
 
@@ -68,6 +73,11 @@ def _full_scale(image: Image.Image, high: float) -> int:
     if image.mode != "F":
         return 65535
     return 1 if high <= 1 else 255
+
+
+def _is_negative(image: Image.Image) -> bool:
+    "Whether 0 is white, as a TIFF file may say. With 8 bits Pillow turns it over, with more it does not."
+    return _has_many_bits(image) and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -97,23 +107,61 @@ def decode_image(
         image.draft(None, (2 * size, 2 * size))  # JPEG: decode no more pixels than are needed
         image.load()
         upright = to_rgb(_upright(image))
+        if _is_negative(image):
+            upright = ImageOps.invert(upright)
     square = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
     pixels = np.asarray(square).transpose(2, 0, 1)
     return np.ascontiguousarray(pixels), min(width, height)
 
 
+@dataclasses.dataclass(frozen=True)
+class Range:
+    "What numbers a file of 16 or more bits holds, and what is made of them."
+
+    low: float
+    high: float
+    scale: int  # the other end from 0: white, or black in a negative
+    negative: bool  # 0 is white
+
+    @property
+    def clips(self) -> bool:
+        "Whether numbers lie outside, by more than one of 256 steps."
+        step = self.scale / 255
+        return self.low < -step or self.high > self.scale + step
+
+    def __str__(self) -> str:
+        taken = "black" if self.negative else "white"
+        return f"its numbers run from {self.low:g} to {self.high:g}, and {self.scale} is taken as {taken}"
+
+
 def many_bit_range(
     path: str | Path,  # an image file
-) -> str | None:
-    "What numbers a file of 16 or more bits holds, and what is taken as white; None for all other files."
+) -> Range | None:
+    "The range of a file of 16 or more bits; None for all other files."
     try:
         with _open(path) as image:
-            if not _has_many_bits(image):
+            if not _has_many_bits(image) and ";16" not in str(image.tile):  # before it is loaded
                 return None
             low, high = _value_range(image)
+            return Range(low, high, _full_scale(image, high), _is_negative(image))
     except Exception:
         return None
-    return f"its numbers run from {low:g} to {high:g}, and {_full_scale(image, high)} is taken as white"
+
+
+def why_blank(
+    path: str | Path,  # an image file that came out nearly black or white
+) -> str | None:
+    "What of the file may have made it so, and what to do; None where nothing is known."
+    found = many_bit_range(path)
+    if found is not None:
+        return f"{found}): scale the numbers of such files to the full range first"
+    try:
+        with _open(path) as image:
+            alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+    except Exception:
+        return None
+    way_out = "it is transparent, and laid on white; lay such files on another ground first"
+    return way_out if alpha.min() < 255 else None
 
 
 def _too_large() -> str:

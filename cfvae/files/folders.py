@@ -29,7 +29,7 @@ PACKED = (".tar", ".tgz", ".txz", ".tar.xz", ".tar.gz", ".tar.bz2", ".zip", ".7z
 RUN_FILES = {"recipe.json", "run.lock"}  # of a folder that training wrote: its pictures are no data
 COUNT_FILE = ".cfvae-count"  # in a folder where cfvae unpacked an archive: how many files that were
 MAX_DEPTH = 64  # folders inside each other
-DECODING_VERSION = 2  # raising it makes every cached array be decoded again
+DECODING_VERSION = 3  # raising it makes every cached array be decoded again
 
 
 class NoValidationSplit(CfvaeError):

@@ -4,6 +4,8 @@ import errno
 import io
 import json
 import os
+import re
+import struct
 import types
 
 import numpy as np
@@ -381,3 +383,53 @@ def test_many_images_keep_their_order(tmp_path, cache, monkeypatch):
         :, 1, 0, 0
     ].tolist() == [v // 256 for v in values]
     assert dataset.labels.tolist() == [v % 3 for v in values]
+
+
+def logo(x, y):
+    "White, and all else transparent."
+    alpha = np.where((x - y) ** 2 < 50, 255, 0)
+    return Image.fromarray(np.stack([alpha] * 4, -1).astype(np.uint8))
+
+
+def deep_colours(x, y, top):
+    "A TIFF file with three numbers of 16 bits a pixel, which Pillow reads but does not write."
+    values = (np.stack([x, y, x], -1) / 20 * top).astype("<u2")
+    fields = [(256, 20), (257, 20), (258, 110), (259, 1), (262, 2), (273, 116), (277, 3), (278, 20)]
+    entries = [struct.pack("<HHII", tag, 3, 3 if tag == 258 else 1, value) for tag, value in fields]
+    head = b"II*\0" + struct.pack("<IH", 8, len(fields)) + b"".join(entries) + b"\0" * 4
+    return head + struct.pack("<3H", 16, 16, 16) + values.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("logo.png", logo, "3 of 5 images come out nearly black or white.*logo.png: it is transparent"),
+        ("deep.tif", lambda x, y: deep_colours(x, y, 4095), "nearly black.*from 0 to 4095, and 65535 is"),
+        ("deep.tif", lambda x, y: deep_colours(x, y, 65535), None),
+        ("unit.tif", lambda x, y: Image.fromarray(np.float32(x / 10 - 1)), r"numbers outside.*from -1 to "),
+        ("wide.tif", lambda x, y: Image.fromarray(np.float32(x * 200)), "outside.*3800, and 255 is taken"),
+        ("over.tif", lambda x, y: Image.fromarray(np.float32(x * 13.3 - 0.4)), None),
+    ],
+)
+def test_what_is_lost_of_an_image_is_told(tmp_path, cache, name, content, told):
+    root = grow(tmp_path / "t", ["b/1.png", "b/2.png"])
+    (root / "a").mkdir()
+    for number in range(3):
+        y, x = np.mgrid[0:20, 0:20]
+        made = content(x, (y + number) % 20)
+        path = root / "a" / f"{number}{name}"
+        made.save(path) if isinstance(made, Image.Image) else path.write_bytes(made)
+    for _ in range(2):  # decoded, and read again
+        notes = [note for note in quiet(f"folder:{root}", 20, cache=cache)[1] if "enlarged" not in note]
+        notes = [note for note in notes if "copies of others" not in note]
+        assert len(notes) == (told is not None) and (told is None or re.search(told, notes[0]))
+
+
+def test_a_tree_of_nothing_but_masks_is_told(tmp_path, cache):
+    root = grow(tmp_path / "t", ["a/1.png"])
+    for name in ("2.png", "3.png"):
+        Image.fromarray(np.arange(400).reshape(20, 20).astype(np.uint8) % 20).save(root / "a" / name)
+    assert not any("nearly black" in note for note in quiet(f"folder:{root}", cache=cache)[1])
+    (root / "a" / "1.png").unlink()
+    notes = quiet(f"folder:{root}", cache=cache)[1]
+    assert any("2 of 2 images come out nearly black or white: are these the right" in note for note in notes)

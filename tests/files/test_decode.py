@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import struct
 import tracemalloc
 import warnings
 
@@ -105,11 +106,30 @@ def test_many_bits_take_no_more_memory_than_colour(dtype):
 
 def test_the_range_of_many_bits(tmp_path):
     Image.fromarray(np.array([[7, 4095]], np.uint16)).save(tmp_path / "x.png")
-    assert many_bit_range(tmp_path / "x.png") == "its numbers run from 7 to 4095, and 65535 is taken as white"
+    assert (
+        str(many_bit_range(tmp_path / "x.png"))
+        == "its numbers run from 7 to 4095, and 65535 is taken as white"
+    )
     Image.fromarray(np.array([[0.25, 1.5]], np.float32)).save(tmp_path / "x.tif")
-    assert many_bit_range(tmp_path / "x.tif") == "its numbers run from 0.25 to 1.5, and 255 is taken as white"
+    expected = "its numbers run from 0.25 to 1.5, and 255 is taken as white"
+    assert str(many_bit_range(tmp_path / "x.tif")) == expected
     picture().save(tmp_path / "y.png")
     assert many_bit_range(tmp_path / "y.png") is None and many_bit_range(tmp_path / "gone.png") is None
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_may_have_white_at_0(tmp_path, dtype):
+    "Pillow writes no such file of 16 bits, but its field 262 can be changed in one that it wrote."
+    ramp = np.linspace(0, np.iinfo(dtype).max, 64).reshape(8, 8).astype(dtype)
+    Image.fromarray(ramp).save(tmp_path / "plain.tif")
+    plain = (tmp_path / "plain.tif").read_bytes()
+    black_at_0, white_at_0 = (struct.pack("<HHIHH", 262, 3, 1, value, 0) for value in (1, 0))
+    assert plain.count(black_at_0) == 1
+    (tmp_path / "negative.tif").write_bytes(plain.replace(black_at_0, white_at_0))
+    pictures = [decode_image(tmp_path / f"{name}.tif", 8)[0] for name in ("plain", "negative")]
+    assert np.array_equal(pictures[1], 255 - pictures[0])
+    if dtype == np.uint16:
+        assert str(many_bit_range(tmp_path / "negative.tif")).endswith("and 65535 is taken as black")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
