@@ -13,6 +13,7 @@ from ..pipeline import LatentVAEPipeline, find_model, load_local
 from ..pretrained import PretrainedAutoencoder, PretrainedConfig, load_pretrained
 from ..recipes import Recipe, recipe_from_dict
 from .hub import load as load_from_hub
+from .logs import read_log
 
 
 STAGES = ("autoencoder", "vae")
@@ -87,6 +88,17 @@ def trained_steps(
         return whole_number(step, "step", 0)
     except CfvaeError as error:
         raise CfvaeError(f"{path} cannot be read ({error}): {way_out}") from None
+
+
+def read_trained_log(
+    out: Path,  # a run folder
+) -> tuple[list[dict[str, typing.Any]], int]:
+    "The log of stage two as far as the saved model goes, and the steps that this has seen."
+    lines = read_log(out / "vae" / "log.jsonl")
+    trained = trained_steps(out)
+    if trained is None:  # not noted by earlier versions
+        return lines, lines[-1]["step"] if lines else 0
+    return [line for line in lines if line["step"] <= trained], trained
 
 
 def read_fields(

@@ -14,7 +14,6 @@ from ..core import CfvaeError, check, check_path, config_to_dict, count_paramete
 from ..pipeline import LatentVAEPipeline
 from ..pretrained import PretrainedConfig
 from ..recipes import Recipe
-from .logs import read_log
 from .public import in_backticks, in_markdown, public_recipe
 
 # --- there and back
@@ -142,7 +141,16 @@ def model_card(
     limits: str,  # what it is not good for
     repo_id: str = "owner/name",  # where it will be found
 ) -> str:
-    "The text of a model card (README.md): what a reader has to know before using a model."
+    """The text of a model card (README.md): what a reader has to know before using a model.
+
+    Raises `CfvaeError` for a text that is none or empty, and for figures without names."""
+    check_name(repo_id)
+    check(isinstance(pipe, LatentVAEPipeline), f"{pipe!r} is no pipeline: load_model loads that of a run")
+    for name, text in (("data", data), ("recipe", recipe), ("limits", limits)):
+        told = isinstance(text, str) and text.strip() != ""
+        check(told, f"{name} is {text!r}: a reader has to know it, so tell it in a text")
+    named = isinstance(figures, typing.Mapping)
+    check(named, f"figures are {figures!r}: give names and values, as {{'PSNR': '27.5 dB, n = 500'}}")
     head = ModelCardData(
         library_name="cfvae",
         pipeline_tag="unconditional-image-generation",
@@ -180,8 +188,13 @@ def _sizes(pipe: LatentVAEPipeline) -> str:
 def _table(figures: typing.Mapping[str, str]) -> str:
     if not figures:
         return "Nothing was measured."
-    lines = [f"| {name} | {value} |" for name, value in figures.items()]
+    lines = [f"| {_in_cell(name)} | {_in_cell(value)} |" for name, value in figures.items()]
     return "\n".join(["| what | value |", "|---|---|", *lines])
+
+
+def _in_cell(text: object) -> str:
+    "Markdown on one line, with no bar that would end a table's cell."
+    return re.sub(r"(?<!\\)\|", r"\|", " ".join(str(text).split()))
 
 
 # --- the card of a run
@@ -198,22 +211,22 @@ def run_card(
         load_data_note,
         load_model,
         load_recipe,
+        read_trained_log,
     )  # not above: a run folder may name a model on the hub
 
     check_name(repo_id)
     folder = check_path(folder, "the run")
     recipe = public_recipe(load_recipe(folder))
     pipe = load_model(folder)
-    log = read_log(folder / "vae" / "log.jsonl")
-    measured = _report_figures(folder, log[-1]["step"] if log else 0)
+    log, step = read_trained_log(folder)
+    measured = _report_figures(folder, step)
 
-    limits = (
-        "It knows nothing but images like those it was trained on. "
-        "Guidance makes samples more typical of their class and less varied."
-    )
+    limits = "It knows nothing but images like those it was trained on."
+    if pipe.guidable:
+        limits += " Guidance makes samples more typical of their class and less varied."
     if not measured:
         limits += " Nobody has measured the quality of its samples yet: `cfvae report` does."
-    figures = _log_figures(recipe, log) | measured
+    figures = _log_figures(recipe, log, step) | measured
     noted = load_data_note(folder) or {}
     images = noted.get("images")
     if type(images) is not int:
@@ -244,12 +257,10 @@ def _run_recipe(recipe: Recipe) -> str:
     )
 
 
-def _log_figures(recipe: Recipe, log: list[dict]) -> dict[str, str]:
-    "What the log tells, in the words of the card."
-    if not log:
-        return {}
-    steps = f"{log[-1]['step']:,} of {recipe.vae_training.steps:,}"
-    return {"steps of stage two": f"{steps}, {log[-1]['skipped']} skipped"}
+def _log_figures(recipe: Recipe, log: list[dict], step: int) -> dict[str, str]:
+    "How far training is, in the words of the card; what was skipped only a log knows."
+    skipped = f", {log[-1]['skipped']} skipped" if log else ""
+    return {"steps of stage two": f"{step:,} of {recipe.vae_training.steps:,}{skipped}"} if step else {}
 
 
 def _report_figures(folder: Path, step: int) -> dict[str, str]:

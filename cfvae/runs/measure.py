@@ -186,7 +186,7 @@ def _stage(run: Run, name: str) -> Stage:
         known = 0 if run.recipe.is_pretrained else asked  # there is a model, so stage one is done
 
     return Stage(
-        steps=last.get("step", 0) if known is None else known,
+        steps=known,
         of=asked,
         skipped=last.get("skipped", 0),
         examples_per_second=statistics.median(speeds) if speeds else math.nan,

@@ -13,7 +13,7 @@ from ..files.open import describe, open_dataset
 from ..guidance import Guidance
 from ..pipeline import LatentVAEPipeline
 from ..recipes import Recipe
-from .folder import has_same_images, load_model, load_recipe, trained_steps
+from .folder import has_same_images, load_model, load_recipe, read_trained_log
 from .logs import read_log
 from .train import prepare
 
@@ -32,7 +32,7 @@ class Run:
     same_images: bool  # False: the images have changed since, and may have been trained on
     logs: dict[str, list[dict]]  # "autoencoder" and "vae": the lines of their logs, as far as the model goes
     found: str = ""  # what `describe` says of all images
-    trained: int | None = None  # steps of stage two that the model has seen; None: those of the log
+    trained: int = 0  # steps of stage two that the model has seen
 
     @property
     def is_shapes(self) -> bool:
@@ -68,10 +68,8 @@ def open_run(
         f"{first_few(pipe.classes)}: bring back the data that it was trained on, or mend pipeline.json",
     )
 
-    logs = {stage: read_log(folder / stage / "log.jsonl") for stage in ("autoencoder", "vae")}
-    trained = trained_steps(folder)
-    if trained is not None:
-        logs["vae"] = [line for line in logs["vae"] if line["step"] <= trained]
+    log, trained = read_trained_log(folder)
+    logs = {"autoencoder": read_log(folder / "autoencoder" / "log.jsonl"), "vae": log}
     return Run(folder, recipe, pipe, held, has_same_images(folder, images), logs, describe(dataset), trained)
 
 

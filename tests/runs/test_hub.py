@@ -186,9 +186,48 @@ def test_run_card(runs, tmp_path):
     log = run / "vae" / "log.jsonl"  # trained further, and not measured again
     last = json.loads(log.read_text().splitlines()[-1])
     log.write_text(json.dumps({**last, "step": 9}) + "\n")
+    (run / "vae" / "trained.json").write_text('{"step": 9}')
     with pytest.warns(UserWarning, match="report.json is of step 4, the model of step 9"):
         later = run_card(run, "me/shapes")
     assert "dB on" not in later and "Nobody has measured" in later
+
+
+@pytest.mark.parametrize(("lines", "skipped"), [("", ""), (BEYOND, ", 0 skipped")])
+def test_the_card_is_of_the_steps_that_the_model_has_seen(runs, tmp_path, lines, skipped):
+    "A log may be gone, or go on where training was killed before the model was saved again."
+    run = tmp_path / "run"
+    shutil.copytree(runs / "strange", run)
+    log = run / "vae" / "log.jsonl"
+    log.write_text(
+        log.read_text() + f'{lines}, "skipped": 0, "examples_per_second": 1.0}}\n' if lines else ""
+    )
+    (run / "report.json").write_text(
+        json.dumps({"vae": {"steps": 4}, "run": {"held_out_images": 6}, "psnr": {"autoencoder": 20.0}})
+    )
+    card = run_card(run)
+    assert f"| 4 of 4{skipped} |" in card and "20.0 dB on 6 held-out images" in card
+    assert "Guidance makes" in card and "Guidance" not in run_card(runs / "unlabelled").split("## Limits")[1]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("pipe", 3, "3 is no pipeline"),
+        ("data", None, "data is None"),
+        ("recipe", 5, "recipe is 5"),
+        ("limits", " ", "limits is ' '"),
+        ("figures", [("a", "b")], "give names and values"),
+        ("repo_id", None, "'None' is no name on the hub"),
+    ],
+)
+def test_a_card_is_made_of_texts(field, value, message):
+    with pytest.raises(CfvaeError, match=message):
+        model_card(**(CARD | {"pipe": build(()), field: value}))
+
+
+def test_no_figure_breaks_the_table():
+    card = model_card(build(()), **(CARD | {"figures": {"a|b": "c\n| d", "e": 3.5, r"f\|g": "h"}}))
+    assert card.count("| a\\|b | c \\| d |\n| e | 3.5 |\n| f\\|g | h |\n") == 1
 
 
 def test_the_card_holds_the_whole_recipe(runs):
