@@ -54,7 +54,8 @@ def unpack(
     archive = Path(archive)
     check(
         archive.is_file() and archive.name.lower().endswith(ARCHIVES),
-        f"{printable(archive)} is neither a folder nor one of {', '.join(ARCHIVES)}",
+        f"{printable(archive)} is neither a folder nor one of {', '.join(ARCHIVES)}; a table of files and "
+        "labels is table:FILE",
     )
     status = archive.stat()
     version = hashlib.sha256(state_of(status).encode()).hexdigest()[:16]

@@ -140,7 +140,9 @@ def many_bit_range(
     "The range of a file of 16 or more bits; None for all other files."
     try:
         with _open(path) as image:
-            if not _has_many_bits(image) and ";16" not in str(image.tile):  # before it is loaded
+            if not _has_many_bits(image) and ";16" not in str(
+                getattr(image, "tile", "")
+            ):  # before it is loaded
                 return None
             low, high = _value_range(image)
             return Range(low, high, _full_scale(image, high), _is_negative(image))

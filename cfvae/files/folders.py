@@ -14,7 +14,11 @@ from .names import first_few, printable
 from .suspicions import suspicions
 
 READABLE = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
-SUFFIXES = READABLE | {".mpo", ".heic", ".heif"}  # tried as well, so that they are reported
+# tried as well, so that they are reported: other formats of pictures, and what cameras call raw
+UNREADABLE = (
+    ".mpo .heic .heif .jxl .dib .tga .pcx .psd .exr .hdr .svg .dcm .dng .cr2 .cr3 .nef .arw .raf .orf .rw2"
+)
+SUFFIXES = READABLE | set(UNREADABLE.split())
 SIGNATURE = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|II\*\0|MM\0\*|RIFF....WEBP"
     rb"|BM....\0\0\0\0|\0\0\0\x0cjP  |....ftypavi[fs]",
@@ -26,6 +30,7 @@ FILLERS = (
     r"set|sets|data|dataset|images?|imgs?|pics?|pictures?|photos?|split|folder|seg"  # train_images, seg_test
 )
 PACKED = (".tar", ".tgz", ".txz", ".tar.xz", ".tar.gz", ".tar.bz2", ".zip", ".7z", ".rar")  # not looked into
+NOT_THE_USERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")  # of macOS in archives, of a NAS, of Windows
 RUN_FILES = {"recipe.json", "run.lock"}  # of a folder that training wrote: its pictures are no data
 COUNT_FILE = ".cfvae-count"  # in a folder where cfvae unpacked an archive: how many files that were
 MAX_DEPTH = 64  # folders inside each other
@@ -102,7 +107,7 @@ def scan_folder(
 
 
 def _entries(path: str) -> list[os.DirEntry]:
-    "What lies in a folder, sorted by name, without what is hidden and what macOS adds to archives."
+    "What lies in a folder, sorted by name, without what is hidden and what systems add."
     try:
         with os.scandir(path) as entries:
             visible = [entry for entry in entries if _is_visible(entry.name)]
@@ -112,7 +117,7 @@ def _entries(path: str) -> list[os.DirEntry]:
 
 
 def _is_visible(name: str) -> bool:
-    return not name.startswith(".") and name != "__MACOSX"
+    return not name.startswith(".") and name not in NOT_THE_USERS
 
 
 def _leads_back(entry: os.DirEntry, root: str | Path) -> bool:
@@ -261,12 +266,14 @@ def list_folder(
     folders = _class_folders(top)
     if not folders and not classes:
         flat = top.all_images()
-        notes = _packed(tree)
+        notes = _loose(tree, top) + _with_all_others(top) + _packed(tree)
         return Listing(Path(root), tuple(flat), (-1,) * len(flat), ("all",), notes, top.split_name())
+    where = "each class in a folder that is called as there"
+    has = f"the training split has the classes {first_few(classes)}: put the images of the other one likewise"
+    check(bool(folders), f"{name}: the validation split has no class folders, and {has}, {where}")
     unknown = [folder.base for folder in folders if folder.base not in classes]
-    if unknown or not folders:
-        surplus = first_few(unknown or ["none at all"])
-        raise CfvaeError(f"{name}: the validation split has classes that the training split lacks: {surplus}")
+    lacking = f"the validation split has classes that the training split lacks: {first_few(unknown)}"
+    check(not unknown, f"{name}: {lacking} (it has {first_few(classes)})")
 
     images: list[str] = []
     labels: list[int] = []
@@ -277,7 +284,13 @@ def list_folder(
     shown_classes = tuple(printable(class_name) for class_name in classes)
     counts = {folder.base: len(folder.all_images()) for folder in folders}
     sub_folders = {folder.base: tuple(inner.base for inner in folder.folders) for folder in folders}
-    notes = _beside_the_split(tree, top) + _left_out(top) + _packed(tree) + suspicions(counts, sub_folders)
+    notes = (
+        _beside_the_split(tree, top)
+        + _left_out(top)
+        + _loose(tree, top)
+        + _packed(tree)
+        + suspicions(counts, sub_folders)
+    )
     return Listing(Path(root), tuple(images), tuple(labels), shown_classes, notes, top.split_name())
 
 
@@ -306,11 +319,33 @@ def _beside(folder: Folder, top: Folder) -> list[str]:
     Where several are splits, only those that are so by the same name."""
     if folder is top:
         return []
-    (inner,) = (inner for inner in folder.folders if f"{top.name}/".startswith(f"{inner.name}/"))
+    inner = _towards(folder, top)
     others = [other.base for other in folder.folders if other is not inner]
     if any(_role(name) in TRAIN_NAMES + VAL_NAMES for name in others):
         others = [name for name in others if _role(name) == _role(inner.base)]
     return others + _beside(inner, top)
+
+
+def _towards(folder: Folder, top: Folder) -> Folder:
+    (inner,) = (inner for inner in folder.folders if f"{top.name}/".startswith(f"{inner.name}/"))
+    return inner
+
+
+def _loose(folder: Folder, top: Folder) -> tuple[str, ...]:
+    "The images on the way from a folder down to the classes."
+    images = []
+    while folder is not top:
+        images += folder.images
+        folder = _towards(folder, top)
+    return (f"images above {printable(top.name)} are left out: {first_few(images)}",) if images else ()
+
+
+def _with_all_others(top: Folder) -> tuple[str, ...]:
+    "A split within a flat folder is none."
+    splits = [folder.base for folder in top.folders if _role(folder.base) in TRAIN_NAMES + VAL_NAMES]
+    if not splits or not top.images:
+        return ()
+    return (f"the images of {splits[0]} are taken with all others: move those into a folder train beside it",)
 
 
 def _packed(tree: Folder) -> tuple[str, ...]:

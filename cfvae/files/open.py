@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from ..core import CfvaeError, check, check_path
+from ..core import CfvaeError, check, check_path, whole_number
 from ..data import ImageDataset, Shapes
 from .archives import unpack
 from .cache import Decoded, FileImages, decode_listing, load_or_fill, store_images
@@ -41,10 +41,8 @@ def open_dataset(
         isinstance(train, bool), f"train is {train!r}: True is the training split, False the validation split"
     )
     cache = check_path(cache, "the cache")
-    check(
-        type(size) is int and 1 <= size <= MAX_SIZE,
-        f"size is {size!r}, but must be a whole number of pixels from 1 to {MAX_SIZE}",
-    )
+    size = whole_number(size, "size", 1)
+    check(size <= MAX_SIZE, f"size is {size}: a whole number of pixels from 1 to {MAX_SIZE} is needed")
     kind, _, rest = spec.partition(":")
     if kind == "shapes":
         return _open_shapes(rest, size, train)
@@ -59,7 +57,8 @@ def open_dataset(
     shown = printable(path)
     exists = os.path.exists(path)
     moved = f"if a run's images have moved: cfvae train --out RUN --resume --data {kind}:PATH"
-    check(exists, f"{shown} does not exist: {kind}: needs the path of a folder or an archive; {moved}")
+    needed = "a file of names and labels" if kind == "table" else "a folder or an archive"
+    check(exists, f"{shown} does not exist: {kind}: needs the path of {needed}; {moved}")
     root = path if path.is_dir() or kind == "table" else unpack(path, cache)
     listing = LISTERS[kind](root, train, shown)
     tag = f"{source_tag(path)}-{kind}-{'train' if train else 'val'}"
@@ -181,7 +180,7 @@ def require_classes(
     "The number of classes. Raises `CfvaeError` where images have no label, or are all of one class."
     way_out = (
         "labels are needed.\nPut the images of each class into a folder of its own, at least two, "
-        "or train without labels: --set conditional=false"
+        "or list them in a table (--data table:FILE), or train without labels: --set conditional=false"
     )
     check(len(dataset) > 0, f"{dataset.name} has no images: give some")
     low, high = int(dataset.labels.min()), int(dataset.labels.max())

@@ -9,6 +9,15 @@ from .names import first_few, printable
 SPLIT_LIKE = re.compile(
     r"(train|training|test|testing|val|valid|validation|fold|split|part)[-_ ]?[a-z]?\d*", re.IGNORECASE
 )
+HELD_OUT = re.compile(
+    r"(test|testing|val|valid|validation|dev|eval)([-_ ]?(set|data|images?))?", re.IGNORECASE
+)
+PARTS = re.compile(  # of a data set: pictures, and what belongs to them
+    r"((train|val|test)[-_ ]?)?(images?|imgs?|masks?|labels?|annotations?|thumb(nail)?s?)|jpegimages|"
+    r"segmentation(class|object)?",
+    re.IGNORECASE,
+)
+NONE_LIKE = ("-1", "nan", "none", "null", "na", "n/a", "<na>")  # as programs write what is not there
 MANY = 12  # images, from which on a tree is more than a first try, and a class of one image suspicious
 
 
@@ -40,8 +49,10 @@ def _odd_names(names: typing.Iterable[str]) -> typing.Iterator[str]:
     groups = [" and ".join(group) for group in alike.values() if len(group) > 1]
     if groups:
         yield f"classes whose names are nearly the same are kept apart: {first_few(groups)}"
-    if "-1" in alike:
-        yield "-1 is taken for a class: where it stands for none, leave its label empty, or its folder out"
+    nobody = [name.strip("'") for plain in NONE_LIKE for name in alike.get(plain, ())]
+    if nobody:
+        way_out = "where it stands for none, leave its label empty, or its folder out"
+        yield f"{first_few(nobody)} is taken for a class: {way_out}"
 
 
 def _odd_nesting(inside: dict[str, tuple[str, ...]]) -> typing.Iterator[str]:
@@ -51,6 +62,8 @@ def _odd_nesting(inside: dict[str, tuple[str, ...]]) -> typing.Iterator[str]:
     like_splits = [name for name in names if SPLIT_LIKE.fullmatch(name)]
     kinds = set(inside.values())
     same = kinds.pop() if len(names) > 1 and len(kinds) == 1 else ()
+    parts = [name for name in names if PARTS.fullmatch(name)]
+    held_out = [name for name in names if HELD_OUT.fullmatch(name)]
     repeated = [name for name in like_splits if set(names) & set(inside[name])]
     if repeated:
         yield (
@@ -59,5 +72,11 @@ def _odd_nesting(inside: dict[str, tuple[str, ...]]) -> typing.Iterator[str]:
         )
     elif len(like_splits) > 1:
         yield f"the classes {first_few(like_splits)} are named like splits: {advice}"
+    elif parts and len(parts) + len(like_splits) > 1:
+        found = first_few([*parts, *like_splits])
+        yield f"the classes {found} are named like parts of one data set, not like classes: {advice}"
+    elif held_out and len(names) > 2:
+        move = "if it is a split, move the other classes into a folder train beside it"
+        yield f"{first_few(held_out)} is taken for a class: {move}"
     elif len(same) > 1:
         yield f"the classes {first_few(names)} all hold the same folders, {first_few(same)}: {advice}"

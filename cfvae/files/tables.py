@@ -53,7 +53,11 @@ def list_table(
     check(all(complete), f"{row} has other cells than the columns {first_few(columns, 8)}: {way_out}")
     files = [_file(row[file_column], f"{name}: row {number}") for number, row in enumerate(rows, 1)]
     outside = [file for file in files if not _is_inside(file)]
-    check(not outside, f"{name} names files that are not below its folder: {first_few(outside)}")
+    way_out = "write the names as they are below the folder of the table"
+    check(
+        not outside,
+        f"{name} names files by a path in full, or that leads out: {first_few(outside)}: {way_out}",
+    )
     labels = [_label(row[label_column], f"{name}: row {number}") for number, row in enumerate(rows, 1)]
     listing = _listing(path.parent, _once(files, labels, name), len(rows))
     notes = _unread(columns, (file_column, label_column))
@@ -69,7 +73,9 @@ def _read_rows(path: Path) -> tuple[list[str], list[Row]]:
             raise ValueError("a line is no JSON object")
         return list(rows[0]), rows
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True
+    )
     rows = [{key: cell for key, cell in row.items() if cell is not None} for row in reader]
     return list(reader.fieldnames or ()), rows
 
@@ -103,7 +109,10 @@ def _file(value: object, row: str) -> str:
     "A file's name as the system compares it: ./a.png is a.png."
     named = isinstance(value, str) and value.strip() != ""
     check(named, f"{row} names no file: every row needs one")
-    return str(PurePosixPath(str(value)))
+    text = str(value)
+    if "/" not in text:  # written on Windows, as in a zip
+        text = text.replace("\\", "/")
+    return str(PurePosixPath(text))
 
 
 def _once(files: list[str], labels: list[str], table: str) -> dict[str, str]:
@@ -132,6 +141,8 @@ def _label(value: object, row: str) -> str:
 
 def _listing(root: Path, labelled: dict[str, str], rows: int) -> Listing:
     labels = list(labelled.values())
+    if all(re.fullmatch(r"(\d{1,9}\.0)?", label, re.ASCII) for label in labels):
+        labels = [label.removesuffix(".0") for label in labels]  # pandas makes fractions of numbers with gaps
     counts = Counter(label for label in labels if label)
     numbers = all(re.fullmatch(r"\d{1,9}", label, re.ASCII) for label in counts)
     classes = sorted(counts, key=(lambda label: (int(label), label)) if numbers else None)

@@ -52,12 +52,12 @@ def test_splits_that_cannot_be_used(tmp_path):
         list_folder(grow(tmp_path / "none", ["a/1.png", "b/1.png"]), train=False)
     with pytest.raises(CfvaeError, match="no validation split"):
         list_folder(grow(tmp_path / "only", ["train/a/1.png", "train/b/1.png"]), train=False)
-    with pytest.raises(CfvaeError, match="training split lacks: d"):
+    with pytest.raises(CfvaeError, match="training split lacks: d .it has a, b"):
         list_folder(
             grow(tmp_path / "more", ["train/a/1.png", "train/b/1.png", "val/a/1.png", "val/d/1.png"]),
             train=False,
         )
-    with pytest.raises(CfvaeError, match="none at all"):
+    with pytest.raises(CfvaeError, match="has no class folders, and the training split has the classes a, b"):
         list_folder(grow(tmp_path / "flat", ["train/a/1.png", "train/b/1.png", "val/1.png"]), train=False)
 
 
@@ -119,6 +119,16 @@ def test_classes_that_only_begin_like_splits_are_classes(tmp_path):
         (["caf\u00e9/1.png", "cafe\u0301/1.png", "dog/1.png"], "nearly the same are kept apart"),
         (["1/1.png", "01/1.png", "2/1.png"], "nearly the same are kept apart: '01' and '1'"),
         (["-1/1.png", "0/1.png", "1/1.png"], "-1 is taken for a class: where it stands for none, leave"),
+        (["nan/1.png", "cat/1.png", "dog/1.png"], "nan is taken for a class: where it stands for none"),
+        (["cat/1.png", "dog/1.png", "test/1.png"], "test is taken for a class: if it is a split, move the"),
+        (
+            ["1.png", "2.png", "val/3.png"],
+            "images of val are taken with all others: move those into a folder",
+        ),
+        (["images/1.png", "masks/1.png"], "images, masks are named like parts of one data set"),
+        (["train/1.png", "train_masks/1.png"], "train_masks, train are named like parts of one data set"),
+        (["1.png", "x/2.png", "x/y/a/1.png", "x/y/b/1.png"], "images above x/y are left out: 1.png, x/2.png"),
+        (["1.png", "train/2.png", "train/3.png"], "images above train are left out: 1.png"),
         (["a/1.png", "b/1.png", "c.zip"], "archives are left out: unpack c.zip"),
         (["1.png", "sub/a.TAR.gz"], "archives are left out: unpack sub/a.TAR.gz"),
         (["cat /1.png", "cat/1.png", "dog/1.png"], "nearly the same are kept apart: 'cat' and 'cat '"),
@@ -216,10 +226,19 @@ def test_archives_in_place_of_classes_are_to_be_unpacked(tmp_path):
         list_folder(tmp_path)
 
 
+@pytest.mark.parametrize("ending", ["jxl", "TGA", "psd", "exr", "CR2", "svg"])
+def test_pictures_of_unknown_formats_are_named(tmp_path, cache, ending):
+    root = grow(tmp_path / "t", ["a/1.png", "b/1.png"])
+    (root / "a" / f"2.{ending}").write_bytes(b"of some program")
+    dataset, told = quiet(f"folder:{root}", cache=cache)
+    assert dataset.skipped == [(f"a/2.{ending}", "not an image in a known format")] and len(told) == 1
+
+
 def test_hidden_files_are_ignored(tmp_path):
     root = grow(
         tmp_path / "t",
-        ["a/1.png", "b/1.png", "__MACOSX/a/1.png", ".cache/1.png", "a/.hidden.png", "a/._1.png"],
+        ["a/1.png", "b/1.png", "__MACOSX/a/1.png", ".cache/1.png", "a/.hidden.png", "a/._1.png"]
+        + ["a/@eaDir/1.png/THUMB.jpg", "$RECYCLE.BIN/2.png"],
     )
     (root / ".DS_Store").write_bytes(b"x")
     assert list_folder(root).names == ("a/1.png", "b/1.png") and list_folder(root).notes == ()

@@ -40,6 +40,7 @@ def test_shapes_options():
         ("cifar10:x", "unknown dataset 'cifar10:x'"),
         ("folder:", "needs a path"),
         ("folder:no/such/place", "no/such/place does not exist"),
+        ("table:no/such.csv", "needs the path of a file of names and labels"),
         ("tiny-imagenet:no/such/place", "train --out RUN --resume --data tiny-imagenet:PATH"),
         ("folder:" + "x" * 5000, "does not exist"),
         ("folder:a\0b", "does not exist"),
@@ -83,7 +84,9 @@ def test_the_folder_one_is_in_has_a_name(root, cache, monkeypatch):
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, "32", 10**9, None, True])
 def test_sizes_that_make_no_sense(root, size):
-    with pytest.raises(CfvaeError, match="must be a whole number of pixels from 1 to 4096"):
+    with pytest.raises(
+        CfvaeError, match=r"size is .*: a whole number (from 1|of pixels from 1 to 4096)? ?is needed"
+    ):
         open_dataset(f"folder:{root}", size)
 
 

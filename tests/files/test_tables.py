@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from trees import quiet
 
 from cfvae.core import CfvaeError
 from cfvae.files.names import printable
@@ -66,6 +67,29 @@ def test_without_labels_there_are_no_classes(pictures):
 
 
 @pytest.mark.parametrize(
+    ("text", "classes"),
+    [
+        ("label, file\n2, a.png\n10, c.png\n", ("2", "10")),
+        ('file, label\na.png, "2, 3"\nc.png, 10\n', ("10", "2, 3")),
+        ("file,label\nbelow\\b.png,2\nc.png,10\n", ("2", "10")),
+        ("file,label\na.png,2.0\nc.png,10.0\nd.png,\n", ("2", "10")),
+        ("file,label\na.png,2.0\nc.png,2.1\n", ("2.0", "2.1")),
+    ],
+)
+def test_what_programs_make_of_a_table_is_read(pictures, cache, text, classes):
+    (pictures / "made.csv").write_text(text)
+    dataset, told = quiet(f"table:{pictures / 'made.csv'}", cache=cache)
+    assert dataset.classes == classes and not dataset.skipped and not told
+
+
+@pytest.mark.parametrize("label", ["nan", "None", "NULL", "N/A", "-1"])
+def test_a_label_that_may_mean_none_is_told(pictures, label):
+    (pictures / "gaps.csv").write_text(f"file,label\na.png,x\nc.png,y\nd.png,{label}\n")
+    (note,) = list_table(pictures / "gaps.csv").notes
+    assert note.startswith(f"{label} is taken for a class")
+
+
+@pytest.mark.parametrize(
     ("header", "unread"),
     [("file,label,class", "class"), ("path,category,Split", "Split"), ("file,label,note", "")],
 )
@@ -111,8 +135,8 @@ def test_labels_keep_their_characters(pictures, label):
         (b"file,label\n", "names no images"),
         (b"name,label\na.png,x\n", "has no column file_name or .*: it has name, label"),
         (b"file,kind\na.png,x\n", "has no column label or class or category: it has file, kind"),
-        (b"file,label\n/etc/passwd,x\n", "not below its folder: /etc/passwd"),
-        (b"file,label\n../x.png,x\n", r"not below its folder: \.\./x.png"),
+        (b"file,label\n/etc/passwd,x\n", "in full, or that leads out: /etc/passwd: write"),
+        (b"file,label\n../x.png,x\n", r"leads out: \.\./x.png"),
         (b"file,label\na.png,x\n,x\n", "row 2 names no file"),
         (b'{"file": 0, "label": 1}\n', "row 1 names no file"),
         *[
@@ -125,7 +149,7 @@ def test_labels_keep_their_characters(pictures, label):
         (b"file,label,label\na.png,x,1\n", "has two columns label: rename one"),
         (b"file,Label,label\na.png,x,1\n", "has two columns label: rename one"),
         (b'file,label\na.png,"x\nc.png,y\nd.png,x\n', "cannot be read .unexpected end of data"),
-        (b"  \nfile,label\na.png,x\n", "it has   $"),
+        (b"  \nfile,label\na.png,x\n", "it has $"),
         (b'[{"file": "a.png", "label": 1}]\n', "a line is no JSON object"),
         (b"file,label\na.png,x\n./a.png,y\n", "gives a file two labels: a.png"),
         (b"file,label\nK\xe4fer.png,x\n", "cannot be read .*UTF-8"),
