@@ -363,6 +363,7 @@ def _checked(result: typing.Any) -> tuple[torch.Tensor, Metrics]:
     pair = isinstance(result, tuple) and len(result) == 2
     usable = pair and torch.is_tensor(result[0]) and result[0].ndim == 0 and result[0].requires_grad
     needed = "one number that depends on weights to train, and a dictionary of metrics"
+    usable = usable and isinstance(result[1], dict)
     check(usable, f"the loss function has to return a pair: {needed}")
     return result
 
@@ -511,8 +512,9 @@ def _watched(callbacks: typing.Sequence[Callback], state: TrainingState) -> typi
             started.append(callback)
         yield
     finally:
-        for callback in started:
-            callback.on_end(state)
+        with contextlib.ExitStack() as ends:  # which calls all of them, even where one fails
+            for callback in reversed(started):
+                ends.callback(callback.on_end, state)
 
 
 # %% ../nbs/03_training.ipynb #e1cde9c6
@@ -564,6 +566,18 @@ def _check_learned(state: TrainingState) -> None:
 
 
 # %% ../nbs/03_training.ipynb #5ebbc31f
+def _check_call(data: typing.Any, config: typing.Any, callbacks: typing.Any) -> None:
+    "Raise `CfvaeError` for what `fit` cannot take."
+    kind = type(data).__name__
+    batches = hasattr(data, "batch") and hasattr(data, "__len__")
+    check(batches, f"data is a {kind}: a length and `batch(indices)` are needed, as ImageDataset has them")
+    kind = type(config).__name__
+    check(hasattr(config, "batch_size"), f"config is a {kind}: a TrainingConfig is needed")
+    watch = isinstance(callbacks, typing.Sequence)
+    watch = watch and all(hasattr(one, "on_step") and not isinstance(one, type) for one in callbacks)
+    check(watch, "callbacks: a list of Callback objects is needed, as in [ProgressBar()]")
+
+
 def fit(
     model: nn.Module,  # trained in place
     data: Batches,  # what to train on
@@ -574,6 +588,7 @@ def fit(
 ) -> TrainingState:
     """Train up to step `config.steps` and return the state, whose `ema.module` is the model to use.
     Raises `CfvaeError` where the batch cannot be shared out, or too many steps, or all, are skipped."""
+    _check_call(data, config, callbacks)
     state = _begin(model, config)
     processes = PartialState()
     rank = processes.process_index

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from torch import nn
 
 from cfvae import training
 from cfvae.core import CfvaeError, config_from_dict, config_to_dict, make_generator, randn
-from cfvae.runs.callbacks import read_log
+from cfvae.runs.callbacks import StopOnSignal, read_log
 from cfvae.training import (
     Callback,
     EMA,
@@ -107,6 +108,7 @@ def test_rates_stay_within_bounds_and_are_never_zero_at_first(steps, warmup, fin
         lambda out: (out.detach().mean(), {}),
         lambda out: (out.mean().item(), {}),
         lambda out: (out.mean(), {}, 3),
+        lambda out: (out.mean(), None),
     ],
 )
 def test_a_loss_that_cannot_be_learned_from(result):
@@ -114,6 +116,22 @@ def test_a_loss_that_cannot_be_learned_from(result):
         CfvaeError, match="the loss function has to return a pair: one number that depends on"
     ):
         fit(new_model(), DATA, lambda model, batch, *rest: result(model(batch[0])), config(steps=1))
+
+
+@pytest.mark.parametrize(
+    "given, complaint",
+    [
+        ({"data": torch.utils.data.TensorDataset(torch.zeros(3))}, "data is a TensorDataset: a length and"),
+        ({"data": torch.zeros(9, 3, 8, 8)}, "data is a Tensor: a length and"),
+        ({"config": {"steps": 1}}, "config is a dict: a TrainingConfig is needed"),
+        ({"callbacks": Recorder()}, "a list of Callback objects"),
+        ({"callbacks": [Recorder]}, "a list of Callback objects"),
+        ({"callbacks": [print]}, "a list of Callback objects"),
+    ],
+)
+def test_what_cannot_be_trained_with(given, complaint):
+    with pytest.raises(CfvaeError, match=complaint):
+        fit(**{"model": new_model(), "data": DATA, "loss_fn": LOSS, "config": config(steps=1)} | given)
 
 
 @pytest.mark.parametrize("model", [new_model().requires_grad_(False), nn.Identity()])
@@ -578,6 +596,19 @@ def test_where_on_start_fails_only_those_that_began_are_ended():
     with pytest.raises(CfvaeError, match="refused"):
         fit(new_model(), DATA, LOSS, config(), [before, refuses, after])
     assert before.events == ["start", "end"] and refuses.events == after.events == []
+
+
+def test_where_on_end_fails_the_others_are_ended_all_the_same():
+    class Fails(Recorder):
+        def on_end(self, state):
+            raise CfvaeError("the disk is full")
+
+    before, after = Recorder(), Recorder()
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(CfvaeError, match="the disk is full"):
+        fit(new_model(), DATA, LOSS, config(steps=1), [before, Fails(), after, StopOnSignal()])
+    assert before.events == after.events == ["start", 1, "end"]
+    assert signal.getsignal(signal.SIGINT) is handler  # Ctrl-C works as before
 
 
 # --- several processes
