@@ -71,6 +71,7 @@ def list_checkpoints(
 ) -> list[Path]:
     """The checkpoint files in a folder, oldest first, by number and not by text; no file of another's making.
     Raises `CfvaeError` for a folder that cannot be read."""
+    folder = check_path(folder)
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
@@ -84,7 +85,7 @@ def list_checkpoints(
         match = re.fullmatch(r"step-(\d+)-[0-9a-f]{16}\.pt", name)
         if match:
             numbered.append((int(match[1]), name))
-    return [Path(folder) / name for _, name in sorted(numbered)]
+    return [folder / name for _, name in sorted(numbered)]
 
 
 # %% ../nbs/03b_checkpoints.ipynb #aba97226

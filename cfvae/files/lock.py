@@ -9,7 +9,7 @@ from types import TracebackType
 
 from filelock import FileLock, Timeout
 
-from ..core import CfvaeError, check
+from ..core import CfvaeError, check, check_path
 
 LOCK_FILE = "run.lock"  # stays behind and means nothing; what counts is the system's lock on it
 OWNER_FILE = "run.pid"  # the number of the process that holds the lock, only for the message
@@ -24,7 +24,7 @@ class FolderLock:
         self,
         folder: str | Path,  # any folder; created where it is missing
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = check_path(folder)
         self._lock: FileLock | None = None
         self._owner = 0  # the process that took the lock: a forked child must not give it back
 

@@ -61,7 +61,8 @@ class ProgressBar(Callback):
     def on_step(self, state: TrainingState, metrics: Metrics) -> None:
         self.bar.update()
         if state.step % state.config.log_every == 0:
-            shown = {key: f"{float(metrics[key]):.4g}" for key in self.keys if key in metrics}
+            known = plain_metrics({key: metrics[key] for key in self.keys if key in metrics})
+            shown = {key: f"{value:.4g}" for key, value in known.items() if not isinstance(value, list)}
             shown["skipped"] = str(state.skipped)
             shown["examples/s"] = f"{self.speed.since_last(state):.0f}"
             self.bar.set_postfix(shown, refresh=False)
@@ -79,7 +80,7 @@ class PictureLog(Callback):
         draw: typing.Callable[[nn.Module], torch.Tensor],  # averaged model -> (n, 3, h, w) in [-1, 1]
         columns: int | None = None,  # images per row
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = check_path(folder)
         self.draw = draw
         self.columns = columns
 
@@ -261,7 +262,11 @@ def _resume(state: TrainingState, saved_state: dict[str, typing.Any], folder: Pa
 
     state.load_state_dict(saved_state)
     if state.is_main:
-        settings = f"; changed settings: {', '.join(changed)}" if changed else ""
+        if state.step == state.config.steps:
+            late = [line for line in changed if not line.startswith("steps ")]
+            settings = f", the last: changed settings come too late ({', '.join(late)})" if late else ""
+        else:
+            settings = f"; changed settings: {', '.join(changed)}" if changed else ""
         say(f"resuming after step {state.step}{settings}")
 
 

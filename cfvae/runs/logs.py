@@ -6,20 +6,25 @@ import time
 import typing
 from pathlib import Path
 
-import torch
-
 from ..checkpoints import write_synced
-from ..core import check
+from ..core import check, check_path
 from ..training import Callback, Metrics, TrainingState
 
 
 def plain_metrics(
-    metrics: Metrics,  # values may be tensors
+    metrics: Metrics,  # values may be tensors or arrays
 ) -> dict[str, typing.Any]:
-    "The metrics as numbers and lists, ready for JSON."
+    """The metrics as numbers and lists, ready for JSON; of true and false, 1 and 0.
+
+    Raises `CfvaeError` for anything else, which could not be read again."""
     plain = {}
     for name, value in metrics.items():
-        plain[name] = value.tolist() if torch.is_tensor(value) else value
+        value = value.tolist() if hasattr(value, "tolist") else value
+        entries = list(value) if isinstance(value, (list, tuple)) else [value]
+        numbers = all(isinstance(entry, (int, float)) for entry in entries)
+        check(numbers, f"the metric {name} is no number, and no list of numbers: leave it out of the metrics")
+        entries = [int(entry) if isinstance(entry, bool) else entry for entry in entries]
+        plain[name] = entries if isinstance(value, (list, tuple)) else entries[0]
     return plain
 
 
@@ -74,11 +79,12 @@ class JsonLog(Callback):
         self,
         path: str | Path,  # the file, usually log.jsonl
     ) -> None:
-        self.path = Path(path)
+        self.path = check_path(path, "the log")
 
     def on_start(self, state: TrainingState) -> None:
         self.begun = False
         self.speed = Speed(state)
+        check(not self.path.is_dir(), f"{self.path} is a folder: name a file for the log")
         start = self.path.read_bytes()[: len(LINE_START)] if self.path.is_file() else b""
         ours = LINE_START.startswith(start)  # perhaps cut off by a crash
         check(ours, f"{self.path} holds something else than a log of cfvae: move it away")
@@ -102,6 +108,7 @@ class JsonLog(Callback):
 
     def _append(self, state: TrainingState, metrics: Metrics) -> None:
         line = {"step": state.step, **plain_metrics(metrics)}
+        line["step"] = state.step  # first, and not what a metric of that name says
         line["skipped"] = state.skipped
         line["examples_per_second"] = round(self.speed.since_last(state), 1)
         with self.path.open("a", encoding="utf-8") as file:
@@ -116,7 +123,7 @@ def read_log(
 ) -> list[dict[str, typing.Any]]:
     """The lines of a log, oldest first. Those that JsonLog cannot have written, such as one that a crash cut
     off, are left out; what was not finite is NaN; an absent file is an empty log."""
-    path = Path(path)
+    path = check_path(path, "the log")
     if not path.exists():
         return []
     lines = []
@@ -148,7 +155,7 @@ class TensorBoardLog(Callback):
         self,
         folder: str | Path,  # where TensorBoard will look
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = check_path(folder)
 
     def on_start(self, state: TrainingState) -> None:
         from torch.utils.tensorboard import SummaryWriter

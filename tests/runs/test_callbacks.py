@@ -21,6 +21,7 @@ import time
 import typing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -337,6 +338,58 @@ def test_plain_metrics_are_json():
     }
 
 
+def reporting(value, name="hit"):
+    "The usual loss, which reports something besides."
+    return lambda *arguments: (LOSS(*arguments)[0], {name: value})
+
+
+@pytest.mark.parametrize(
+    "value, read",
+    [
+        (True, 1),
+        (torch.tensor(True), 1),
+        (np.float32(0.5), 0.5),
+        (np.arange(2), [0, 1]),
+        ((1.5, False), [1.5, 0]),
+        (torch.ones(3, requires_grad=True), [1.0, 1.0, 1.0]),
+    ],
+)
+def test_a_line_that_is_logged_can_be_read_again(tmp_path, value, read):
+    path = tmp_path / "log.jsonl"
+    watch = [JsonLog(path), TensorBoardLog(tmp_path / "board"), ProgressBar(keys=["hit"])]
+    fit(new_model(), DATA, reporting(value), config(log_every=1), watch)
+    assert [(line["step"], line["hit"]) for line in read_log(path)] == [(step, read) for step in range(1, 5)]
+
+
+@pytest.mark.parametrize("value", ["good", None, torch.ones(2, 2), [[1.0]], object()])
+@pytest.mark.parametrize("watch", [JsonLog, TensorBoardLog])
+def test_what_is_no_number_is_not_logged(tmp_path, watch, value):
+    with pytest.raises(CfvaeError, match="the metric hit is no number, and no list of numbers"):
+        fit(new_model(), DATA, reporting(value), config(log_every=1), [watch(tmp_path / "log")])
+
+
+def test_no_metric_takes_the_place_of_the_step(tmp_path):
+    fit(new_model(), DATA, reporting(7, "step"), config(log_every=1), [JsonLog(tmp_path / "log.jsonl")])
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [1, 2, 3, 4]
+
+
+def test_a_log_is_no_folder(tmp_path):
+    with pytest.raises(CfvaeError, match="is a folder: name a file"):
+        fit(new_model(), DATA, LOSS, config(), [JsonLog(tmp_path)])
+
+
+def test_at_home(tmp_path, monkeypatch):
+    "What is written below ~ is found there, and no folder is called so."
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    often = config(log_every=1, sample_every=1)
+    watch = [JsonLog("~/a/log.jsonl"), PictureLog("~/b", draw_nothing), TensorBoardLog("~/c")]
+    with FolderLock("~/d"):
+        fit(new_model(), DATA, LOSS, often, [*watch, Checkpointer("~/d", 2)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c", "d"]
+    assert len(read_log("~/a/log.jsonl")) == load_checkpoint("~/d")[0] == 4
+
+
 def test_speed_is_that_since_the_last_line(monkeypatch):
     clock = iter([10.0, 12.0, 22.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
@@ -620,6 +673,14 @@ def test_changed_settings_are_reported(tmp_path, capsys):
     train([Checkpointer(tmp_path, every=10), StopAt(3)])
     train([Checkpointer(tmp_path, every=10, resume=True)], dataclasses.replace(CONFIG, learning_rate=5e-3))
     assert "resuming after step 3; changed settings: learning_rate 0.01 -> 0.005\n" in capsys.readouterr().out
+
+
+def test_after_the_last_step_changed_settings_come_too_late(tmp_path, capsys):
+    done = dataclasses.replace(CONFIG, steps=3)
+    train([Checkpointer(tmp_path, every=10)], done)
+    train([Checkpointer(tmp_path, every=10, resume=True)], dataclasses.replace(done, learning_rate=5e-3))
+    said = "resuming after step 3, the last: changed settings come too late (learning_rate 0.01 -> 0.005)\n"
+    assert said in capsys.readouterr().out
 
 
 def test_changed_betas_take_effect(tmp_path, capsys):
