@@ -286,7 +286,8 @@ def _parse_like(old: typing.Any, value: typing.Any, key: str) -> typing.Any:
         except (ValueError, RecursionError):  # no JSON, or too many digits or brackets
             pass
     given = f"{key}={value[:80]}"
-    raise CfvaeError(f"{given!r}: a value like {json.dumps(old)} is needed")
+    needed = f"a value like {json.dumps(old)} is needed"
+    raise CfvaeError(f"{given!r}: {needed}, in the form of JSON (0.001, true, null for none, Infinity)")
 
 
 # %% ../nbs/14_recipes.ipynb #54ecafd5

@@ -38,7 +38,7 @@ def train(
 
     short = {"data": data, "steps": steps, "seed": seed, "device": device, "precision": precision}
     changes = training.collect_changes(short, settings or [])
-    recipe = training.choose_recipe(preset, out, resume, changes, autoencoder)
+    recipe = training.choose_recipe(preset, out, resume, changes, autoencoder, stage)
     training.train(recipe, out, stage, resume, max_minutes)
 
 

@@ -17,7 +17,7 @@ from ..data import Shapes
 from ..pipeline import load_local
 from ..recipes import Recipe, change, with_pretrained
 from ..runs.callbacks import ProgressBar, StopOnSignal, stop_signals
-from ..runs.folder import load_recipe
+from ..runs.folder import load_recipe, only_model_is_kept
 from ..runs.free import refuse_foreign
 from ..runs.output import as_argument, say
 from ..runs.presets import preset
@@ -46,6 +46,7 @@ def choose_recipe(
     resume: bool,  # go on with the run in it
     changes: dict[str, Any],  # field of the recipe -> value
     autoencoder: str | None = None,  # the source of a pretrained first stage, in place of the recipe's own
+    stage: str = "all",  # what is to be trained
 ) -> Recipe:
     """The recipe to train: the run's own where one goes on, else a preset; with changes.
 
@@ -53,6 +54,11 @@ def choose_recipe(
     if resume and (out / "recipe.json").exists():
         changes = {"vae_training.steps" if key == "steps" else key: value for key, value in changes.items()}
         recipe = load_recipe(out)
+        check(
+            stage != "autoencoder" or "vae_training.steps" not in changes,
+            "with --resume, --steps are those of stage two, and stage one keeps the steps that it was begun "
+            "with: leave --steps out, or choose another --out",
+        )
         begun = f"{out} was begun with the preset {recipe.name}, not {name}"
         check(name in (None, recipe.name), f"{begun}: leave --preset out, or choose another --out")
     elif name is not None:
@@ -144,6 +150,8 @@ def _describe_stop(recipe: Recipe, out: Path, number: int | None, resume_command
         if step > 0:
             saved = f"everything up to step {step} of {config.steps} ({stage}) is saved"
             return f"stopped by {who}: {saved}; go on with: {resume_command}"
+    if only_model_is_kept(out):
+        return f"stopped by {who}: stage one is saved; go on with: {resume_command}"
     return f"stopped by {who}: nothing was saved yet; give the same command again"
 
 

@@ -38,7 +38,7 @@ def load_recipe(
     out: str | Path,  # a run folder
 ) -> Recipe:
     "The recipe that a run was begun with. Raises `CfvaeError` where there is none, or a damaged one."
-    path = Path(out) / "recipe.json"
+    path = check_path(out) / "recipe.json"
     check(path.is_file(), f"{out} is not a run folder: it holds no recipe.json")
     way_out = "restore it from a copy, or train into another folder"
     fields = read_fields(path, way_out)
@@ -55,7 +55,7 @@ def load_data_note(
     """What a run noted of its images: "fingerprint", "images" (how many), "classes" (names).
 
     None where it noted nothing. Raises `CfvaeError` for a damaged data.json."""
-    path = Path(out) / "data.json"
+    path = check_path(out) / "data.json"
     if not path.exists():
         return None
     way_out = "restore it from a copy, or remove it if you know that the images are those of the run"
@@ -79,7 +79,7 @@ def trained_steps(
     """The steps of stage two that the saved model has seen; None where the run did not note them.
 
     Raises `CfvaeError` for a damaged note."""
-    path = Path(out) / TRAINED
+    path = check_path(out) / TRAINED
     if not path.exists():
         return None
     way_out = "remove it, and the last step of the log is taken for it"
@@ -164,6 +164,7 @@ def claim_run(
     `CfvaeError` rather than overwrite a run, or resume it as another one. A run that failed before it saved
     anything is no hindrance."""
     if refuse_begun(out, resume):
+        _check_first_stage(out, recipe)
         _check_same_recipe(out, recipe)
         _check_same_images(out, images)
         done = _check_progress(out, recipe.vae_training.steps)
@@ -171,6 +172,21 @@ def claim_run(
     about = {"fingerprint": images.fingerprint, "images": len(images), "classes": images.classes}
     _write_json(out / "data.json", about)
     _write_json(out / "recipe.json", config_to_dict(recipe))
+
+
+def _check_first_stage(out: Path, recipe: Recipe) -> None:
+    "Raises `CfvaeError` where stage two was begun on a stage one that is gone, and would be trained anew."
+    stage = out / "autoencoder"
+    kept = (stage / "model").exists() or bool(list_checkpoints(stage / "checkpoints"))
+    begun = has_model(out) or bool(list_checkpoints(out / "vae" / "checkpoints"))
+    copy = "from a copy"
+    if (out / "pipeline" / "autoencoder").exists():
+        copy = f"as a copy of {out / 'pipeline' / 'autoencoder'}"
+    check(
+        kept or recipe.is_pretrained or not begun,
+        f"{stage / 'model'} is gone, and the second stage rests on it: "
+        f"put it back, {copy}, or choose another --out",
+    )
 
 
 def _check_same_recipe(out: Path, recipe: Recipe) -> None:
@@ -192,14 +208,17 @@ def has_same_images(
 ) -> bool:
     "Whether these were trained on; where a run did not note its images, nothing speaks against them."
     noted = load_data_note(out)
-    return noted is None or noted["fingerprint"] == images.fingerprint
+    if noted is None:
+        return True
+    classes = list(images.classes)  # which the fingerprint of images from Python does not cover
+    return noted["fingerprint"] == images.fingerprint and noted.get("classes", classes) == classes
 
 
 def _check_same_images(out: Path, images: ImageDataset) -> None:
     before = (load_data_note(out) or {}).get("images")
     check(
         has_same_images(out, images),
-        f"{out} was begun with other images ({before} of them, {len(images)} now): "
+        f"{out} was begun with other images ({before} of them, {len(images)} now), or other names of classes: "
         "the data has changed since. Bring the old images back, or choose another --out",
     )
 
@@ -263,7 +282,7 @@ def load_autoencoder(
     config = load_recipe(out).autoencoder
     if isinstance(config, PretrainedConfig):
         return load_pretrained(config)
-    folder = Path(out) / "autoencoder" / "model"
+    folder = check_path(out) / "autoencoder" / "model"
     check(
         (folder / "config.json").is_file(),
         f"{out} has no finished autoencoder: train it first, with --stage autoencoder or --stage all",

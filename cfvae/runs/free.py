@@ -17,7 +17,7 @@ from .folder import load_recipe
 
 THREADS_FILE = "threads.json"  # of a demo: how many threads it trains with
 LEFTOVER = re.compile(
-    r"(recipe|data|threads)\.json\.[0-9a-f]{16}\.tmp"
+    r"(recipe|data|threads|tuning)\.json\.[0-9a-f]{16}\.tmp"
 )  # half-written, by a process that was killed
 DATA_FIELDS = {"fingerprint", "images", "classes"}  # of a run's data.json
 
@@ -35,11 +35,19 @@ def check_free(
         refuse_foreign_codes(out / "latents")
         return
 
+    refuse_filled(out, "run")
+
+
+def refuse_filled(
+    out: Path,  # a folder that is to hold nothing else
+    kind: str,  # of what it is for: a run, a tuning
+) -> None:
+    "Raises `CfvaeError` for the current folder, and for one with files that cfvae did not write."
     named = out != Path()
-    check(named, "--out is empty, or the current folder: name a folder for the run, such as runs/first")
+    check(named, f"--out is empty, or the current folder: name a folder for the {kind}, such as runs/first")
     if out.is_dir():  # a file there is refused when the folder is locked
         foreign = sorted(printable(path.name) for path in out.iterdir() if not _begins_a_run(path))
-        message = f"{out} holds files but no run ({first_few(foreign)}), and some might be replaced"
+        message = f"{out} holds files but no {kind} ({first_few(foreign)}), and some might be replaced"
         check(not foreign, f"{message}: choose another --out, or move them away")
 
 
@@ -57,12 +65,14 @@ def refuse_foreign(
 
 
 def check_writable(
-    folder: Path,  # where files are to be written, made where needed
+    folder: Path,  # where files are to be written; whoever writes makes it
 ) -> None:
-    "Raises `CfvaeError`, before the work rather than after it, for a folder that takes no files."
+    """Raises `CfvaeError`, before the work rather than after it, for a folder that takes no files.
+
+    It is not made yet: what is refused afterwards would leave it behind, empty."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        nearest = next(way for way in (folder, *folder.parents) if way.exists())
+        with tempfile.TemporaryFile(dir=nearest):
             return
     except OSError as error:
         reason = error.strerror or error

@@ -17,7 +17,15 @@ from ..autoencoder_loss import (
     with_discriminator,
 )
 from ..checkpoints import list_checkpoints, write_synced
-from ..core import CfvaeError, check, config_to_dict, get_device, make_generator, seed_everything
+from ..core import (
+    CfvaeError,
+    check,
+    check_path,
+    config_to_dict,
+    get_device,
+    make_generator,
+    seed_everything,
+)
 from ..data import ImageDataset, hold_out
 from ..files.lock import FolderLock
 from ..files.names import first_few
@@ -27,8 +35,8 @@ from ..pipeline import LatentVAEPipeline
 from ..training import Callback, TrainingConfig, fit
 from ..tuning import through_both
 from .callbacks import StopOnSignal, TimeLimit
-from .folder import has_same_images, load_model, load_recipe, read_fields
-from .free import refuse_foreign
+from .folder import has_same_images, load_model, load_recipe, read_fields, trained_steps
+from .free import refuse_filled, refuse_foreign
 from .output import say
 from .recorded import RecordedStep
 from .saved import save_whole
@@ -60,7 +68,7 @@ class Tuning:
 
 def tune(
     tuning: Tuning,  # what is to be done
-    out: Path,  # a folder for the tuned pipeline, its log and pictures
+    out: str | Path,  # a folder for the tuned pipeline, its log and pictures
     resume: bool = False,  # go on with the tuning in that folder
     max_minutes: float | None = None,  # stop after so long
     signals: StopOnSignal | None = None,  # one's own, to ask afterwards which signal it `received`
@@ -69,9 +77,11 @@ def tune(
 
     The pipeline is saved in `out`/pipeline, also where it was stopped early, which False says. Raises
     `CfvaeError` where it cannot be done."""
-    check(out != Path(), "--out is empty, or the current folder: name a folder, such as runs/tuned")
+    out = check_path(out)
     check(not (out / "recipe.json").exists(), f"{out} holds a run: choose another --out")
     refuse_foreign(out, (NOTE, "decoder", "pipeline"), {"model", "images"})
+    if not (out / NOTE).exists():
+        refuse_filled(out, "tuning")
     limit = [] if max_minutes is None else [TimeLimit(max_minutes)]
     pipe = load_model(tuning.model)
     if not isinstance(pipe.autoencoder, Autoencoder):
@@ -90,7 +100,7 @@ def tune(
 def _open_images(tuning: Tuning, pipe: LatentVAEPipeline) -> tuple[ImageDataset, ImageDataset, bool]:
     "Images to train on, others for the pictures, and whether mirrored ones are as good: a run's own."
     size = pipe.autoencoder.config.size
-    folder = Path(tuning.model)
+    folder = check_path(tuning.model, "the model")
     recipe = load_recipe(folder) if (folder / "recipe.json").is_file() else None
     source = tuning.data if recipe is None else tuning.data or recipe.data
     if source is None:
@@ -112,6 +122,10 @@ def _open_images(tuning: Tuning, pipe: LatentVAEPipeline) -> tuple[ImageDataset,
     check(
         trained_on, f"{dataset.name}: {folder} was trained on other images, and some may have been held out"
     )
+    steps, seen = recipe.vae_training.steps, trained_steps(folder)
+    if seen is not None and seen < steps:
+        remark = "where it goes on, its decoder has to be tuned anew"
+        say(f"{tuning.model}: the second stage was stopped after step {seen} of {steps}; {remark}")
     return images, held, recipe.flip or tuning.flip
 
 
@@ -133,7 +147,9 @@ def _claim(
     }
     earlier = {"flip": flip, **read_fields(out / NOTE, way_out)} if begun else note  # older notes do not say
     changed = [name for name in note if note[name] != earlier.get(name)]
-    shown = [f"{name} ({earlier.get(name)}, not {note[name]})" for name in changed]
+    values = {name: f" ({earlier.get(name)}, not {note[name]})" for name in changed}
+    values |= {"model": "", "images": ""}  # of these only checksums
+    shown = [f"{name}{values[name]}" for name in changed]
     message = f"{out} was begun with another {' and another '.join(shown)}"
     check(not changed, f"{message}: give the same again to go on, or {way_out}")
     write_synced(out / NOTE, json.dumps(note, indent=1).encode())

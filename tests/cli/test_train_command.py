@@ -59,6 +59,8 @@ def test_stages_limits_and_resuming():
 
     out = done("train --out parts --resume --stage autoencoder")
     assert "the autoencoder is in parts/autoencoder/model. Next: cfvae train --out parts --resume" in out
+    refused("train --out parts --resume --stage autoencoder --steps 3", "--steps are those of stage two")
+    assert json.loads(Path("parts/recipe.json").read_text())["vae_training"]["steps"] == 4
     assert not Path("parts/vae").exists()
     assert "done: the model is in parts/pipeline" in done("train --out parts --resume")
     assert json.loads(Path("parts/recipe.json").read_text())["vae_training"]["seed"] == 3
@@ -122,6 +124,11 @@ def test_signal_between_the_stages(monkeypatch, number):
     assert code == 128 + number and "Traceback" not in err
     assert "everything up to step 2 of 2 (autoencoder) is saved" in out
     assert signal.getsignal(signal.SIGTERM) == before
+    shutil.rmtree(f"between{number}/autoencoder/checkpoints")  # of no use any more
+    assert (
+        f"stage one is saved; go on with: cfvae train --out between{number}"
+        in call(f"train --out between{number} --resume")[1]
+    )
 
 
 def test_signal_at_the_last_step_of_a_stage(monkeypatch):

@@ -89,6 +89,13 @@ def refuses(run, name: str, content: bytes) -> str:
 
 
 @pytest.mark.parametrize("name", READERS)
+def test_a_run_at_home(run, name, monkeypatch):
+    monkeypatch.setenv("HOME", str(run.parent))
+    at_home = READERS[name]("~/run")
+    assert at_home is not None and isinstance(at_home, type(READERS[name](run)))
+
+
+@pytest.mark.parametrize("name", READERS)
 def test_files_that_hold_something_else(run, name):
     READERS[name](run)
     whole = (run / name).read_bytes()

@@ -14,7 +14,7 @@ from cfvae.autoencoder_loss import AutoencoderLossConfig, TwoPlayers, first_stag
 from cfvae.core import CfvaeError, make_generator
 from cfvae.data import Shapes
 from cfvae.pipeline import LatentVAEPipeline
-from cfvae.runs.folder import load_model
+from cfvae.runs.folder import load_model, note_trained
 from cfvae.runs.tune import TRAINING, Tuning, tune
 from cfvae.tuning import through_both
 
@@ -128,7 +128,7 @@ def test_images_without_a_class_are_refused_for_a_model_with_classes(tmp_path):
 
 def test_another_model_is_not_taken_up(runs, tuned):
     other = dataclasses.replace(tuning("shapes"), data="shapes:n=60")
-    with pytest.raises(CfvaeError, match="another model"):
+    with pytest.raises(CfvaeError, match="another model and another images: give"):
         tune(other, tuned, resume=True)
 
 
@@ -154,6 +154,25 @@ def test_requests_that_cannot_be_met(runs, tmp_path):
     with pytest.raises(CfvaeError, match="which cfvae did not write"):
         tune(tuning(runs / "unlabelled"), foreign)
     assert not out.exists() or not any(out.iterdir())
+
+
+@pytest.mark.parametrize("place", ["model", "pictures"])
+def test_a_folder_that_holds_something_else_is_not_filled(runs, tmp_path, place):
+    shutil.copytree(runs / "unlabelled" / "pipeline", tmp_path / "model")
+    (tmp_path / "pictures" / "cats").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CfvaeError, match=f"{place} holds files but no tuning"):
+        tune(tuning(tmp_path / "model"), tmp_path / place)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_at_home_that_was_stopped_early(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(runs / "unlabelled", tmp_path / "run")
+    note_trained(tmp_path / "run", 3)
+    assert tune(dataclasses.replace(tuning("~/run"), data=None), "~/tuned")
+    assert (tmp_path / "tuned" / "pipeline").is_dir()
+    assert "~/run: the second stage was stopped after step 3 of 4" in capsys.readouterr().out
 
 
 def test_the_decoder_is_handed_what_stage_two_draws():
