@@ -117,6 +117,8 @@ def whole_numbers(
 ) -> torch.Tensor:
     "As int64, (n,). Raises `CfvaeError` for fractions, masks and names, and for another shape."
     try:
+        if hasattr(values, "__array__") and not isinstance(values, torch.Tensor):
+            values = np.array(values)  # PyTorch asks a table's column for row 0, which it may not have
         given = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise CfvaeError(f"{name} are no numbers: {needed}") from None

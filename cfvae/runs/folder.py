@@ -218,7 +218,7 @@ def _check_same_images(out: Path, images: ImageDataset) -> None:
     before = (load_data_note(out) or {}).get("images")
     check(
         has_same_images(out, images),
-        f"{out} was begun with other images ({before} of them, {len(images)} now), or other names of classes: "
+        f"{out} was begun with other images ({before} of them, {len(images)} now), or other class names: "
         "the data has changed since. Bring the old images back, or choose another --out",
     )
 

@@ -6,6 +6,7 @@ import tempfile
 import warnings
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from hypothesis import given, settings
@@ -194,7 +195,11 @@ def test_classes_are_a_list_of_names(classes):
 
 
 def test_labels_of_every_whole_type_are_taken():
-    for labels in (np.array([0, 1, 0, -1], np.int8), [np.int64(0), 1, torch.tensor(0), -1], (0, 1, 0, -1)):
+    column = pandas.Series([1, 0, 1, 0, -1])[1:]  # as of a table of which some rows were chosen
+    unwritable = np.array([0, 1, 0, -1])
+    unwritable.flags.writeable = False
+    several = [np.int64(0), 1, torch.tensor(0), -1]
+    for labels in (np.array([0, 1, 0, -1], np.int8), several, (0, 1, 0, -1), column, unwritable):
         assert ImageDataset(PICTURES, labels, ("a", "b")).labels.tolist() == [0, 1, 0, -1]
 
 

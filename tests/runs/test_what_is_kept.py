@@ -75,9 +75,14 @@ def test_each_stage_starts_from_its_seed(stage, seed, tmp_path, monkeypatch):
 def test_a_run_is_not_resumed_on_other_images(runs, tmp_path):
     shutil.copytree(runs / "strange", tmp_path / "run")
     images = strange_images()
-    others = ImageDataset(Shapes(60, seed=3, size=16).images, images.labels, images.classes, images.name)
-    with pytest.raises(CfvaeError, match="begun with other images.*Bring the old images back"):
-        train(tiny(), others, tmp_path / "run", resume=True)
+    pixels = Shapes(60, seed=3, size=16).images
+    renamed = images.classes[::-1]  # the model's names would change places in the middle of its training
+    for others in (
+        ImageDataset(pixels, images.labels, images.classes, images.name),
+        ImageDataset(images.images, images.labels, renamed, images.name, images.fingerprint),
+    ):
+        with pytest.raises(CfvaeError, match="begun with other images.*or other class names.*Bring the old"):
+            train(tiny(), others, tmp_path / "run", resume=True)
     assert train(tiny(), strange_images(), tmp_path / "run", resume=True)
 
 
