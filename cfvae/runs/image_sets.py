@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..core import CfvaeError, check, check_fields, make_generator
+from ..core import CfvaeError, check, check_fields, check_path, make_generator
 from ..data import ImageDataset
 from ..files.folders import NoValidationSplit
 from ..files.open import open_dataset
@@ -61,7 +61,7 @@ def open_images(
     where the run learned from other images, so that nobody knows which of these it has seen; warns of these
     where they do no harm but to stand for what the run learned from."""
     training = open_dataset(spec, size)
-    is_run = (Path(model) / "recipe.json").is_file()
+    is_run = (check_path(model, "the model") / "recipe.json").is_file()
     try:
         held = open_dataset(spec, size, train=False)
     except NoValidationSplit:
