@@ -12,6 +12,7 @@ __all__ = [
     "finite_number",
     "whole_numbers",
     "check_batch",
+    "check_images",
     "check_classes",
     "check_path",
     "check_seed",
@@ -156,6 +157,25 @@ def check_batch(
 
 
 # %% ../nbs/00_core.ipynb #1eecd5d1
+_LARGEST_PIXEL = 16.0  # pixels lie in [-1, 1], with noise a little beyond; not from 0 to 255
+
+
+def check_images(
+    x: typing.Any,  # what was given
+    size: int | None = None,  # height and width; None: any
+    name: str = "images",  # what to call them in an error
+) -> torch.Tensor:
+    """Images in [-1, 1] as float32, (n, 3, size, size).
+
+    Raises `CfvaeError` for anything else, such as pixels from 0 to 255; warns of such as lie from 0 to 1."""
+    images = check_batch(x, (3, size, size), name, _LARGEST_PIXEL)
+    least, most = images.min().item(), images.max().item()
+    if len(images) > 1 and least >= 0 and 0.5 < most <= 1:  # one light picture may have no dark pixel
+        message = f"{name}: all pixels lie from 0 to 1, but images go from -1 to 1"
+        warnings.warn(f"{message}: of what output_type='pt' draws give 2 * x - 1", stacklevel=3)
+    return images
+
+
 def check_classes(
     classes: typing.Any,  # class names, in the order of the indices
     owner: str,  # whose they are, for an error
@@ -176,10 +196,15 @@ def check_path(
 ) -> Path:
     """As a `Path`, with ~ as the home folder.
 
-    Raises `CfvaeError` for an empty text, which would be the current folder, and for no path."""
+    Raises `CfvaeError` for an empty text, which would be the current folder, for no path, and for one that
+    no disk can hold."""
     named = isinstance(path, os.PathLike) or (isinstance(path, str) and path.strip() != "")
     check(named, f'{name} is {path!r}: give its path, or "." for the current folder')
-    return Path(os.path.expanduser(path))  # "~" would be a folder of that name, which nobody means
+    path = Path(os.path.expanduser(path))  # "~" would be a folder of that name, which nobody means
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    usable = longest <= 255 and "\0" not in str(path)
+    check(usable, f"{name} is {str(path)[:60]!r}...: a name has 255 bytes at most, and no zero byte")
+    return path
 
 
 # %% ../nbs/00_core.ipynb #fa43696d

@@ -8,7 +8,7 @@ __all__ = ["frechet_distance", "kernel_distance", "density_coverage", "nearest_i
 # %% ../nbs/13b_distances.ipynb #6391a44d
 import torch
 
-from .core import check, check_batch, whole_number
+from .core import check, check_images, whole_number
 from .data import ImageDataset
 from .evaluation import check_features, inside_balls
 
@@ -102,7 +102,7 @@ def nearest_images(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     "Every image's distance to its nearest training image, as the root mean square of pixels, and its index."
     check(len(training) > 0, f"{training.name} has no images to compare with")
-    images = check_batch(images, (3, training.size, training.size), f"images like {training.name}")
+    images = check_images(images, training.size, f"images like {training.name}")
     batch_size = whole_number(batch_size, "batch_size", 1)
     points = images.cpu().clamp(-1, 1).flatten(1)
     smallest = torch.full((len(points),), torch.inf)

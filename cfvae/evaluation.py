@@ -43,6 +43,7 @@ from cfvae.core import (
     check,
     check_batch,
     check_fields,
+    check_images,
     check_path,
     device_of,
     from_uint8,
@@ -354,7 +355,7 @@ def _at_rest(
 def _logits(classifier: nn.Module, images: torch.Tensor, batch_size: int) -> torch.Tensor:
     "(n, classes), on the CPU."
     size = getattr(getattr(classifier, "config", None), "size", None)
-    images = check_batch(images, (3, size, size), "images")
+    images = check_images(images, size)
     batch_size = whole_number(batch_size, "batch_size", 1)
     device = device_of(classifier)
     with _at_rest(classifier):
@@ -392,8 +393,7 @@ def class_accuracy(
 def _check_squares(
     images: torch.Tensor,  # (n, 3, s, s)
 ) -> torch.Tensor:
-    "As float32. Raises `CfvaeError` for anything else."
-    images = check_batch(images, (3, None, None), "images")
+    "The images themselves. Raises `CfvaeError` for others than squares."
     h, w = images.shape[2:]
     check(h == w, f"images: {h} x {w} pixels are no square: crop them first")
     return images
@@ -432,7 +432,7 @@ def measure_shapes(
     `background` and `colour` are the nearest ones, as indices; `area` is the share of the picture that the
     shape covers; `y` and `x` are its centre in [-1, 1]. The same ruler for real images and samples: on soft
     or wrong pictures it still gives the nearest answer."""
-    images = _check_squares(images).cpu()  # wherever they were drawn
+    images = _check_squares(check_images(images)).cpu()  # wherever they were drawn
     size = images.shape[-1]
     ramp = (torch.arange(size) + 0.5) / size
     backgrounds = _paint_backgrounds(ramp)
@@ -461,7 +461,7 @@ def resize(
 ) -> torch.Tensor:
     "Images at another size, (n, 3, size, size); a pixel of a smaller image is a mean, not a pick."
     size = whole_number(size, "size", 1)
-    images = _check_squares(images)
+    images = _check_squares(check_batch(images, (3, None, None), "images"))
     if images.shape[-1] == size:
         return images
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
@@ -475,7 +475,7 @@ def features(
 ) -> torch.Tensor:
     "What a classifier sees before its answer, averaged over all places: (n, d), on the CPU."
     batch_size = whole_number(batch_size, "batch_size", 1)
-    images = _check_squares(images)
+    images = _check_squares(check_images(images))
     device = device_of(classifier)
     without_flattening = classifier.features[:-1]
     vectors = []

@@ -40,6 +40,7 @@ from cfvae.core import (
     check,
     check_batch,
     check_classes,
+    check_images,
     check_path,
     config_from_dict,
     config_to_dict,
@@ -76,9 +77,6 @@ def _as_output(x: torch.Tensor, output_type: str) -> typing.Any:
 
 
 # %% ../nbs/12_pipeline.ipynb #a039c795
-_LARGEST_PIXEL = 16.0  # pixels lie in [-1, 1], with noise a little beyond; not from 0 to 255
-
-
 class TwoStages:
     "An autoencoder, a hierarchical VAE of its codes, and the scaler between them (12.1)."
 
@@ -130,8 +128,7 @@ class TwoStages:
         images: torch.Tensor,  # (n, 3, size, size) in [-1, 1]
     ) -> torch.Tensor:
         "Standardised codes of images, (n, channels, r, r)."
-        size = self.autoencoder.config.size
-        images = check_batch(images, (3, size, size), "images", _LARGEST_PIXEL)
+        images = check_images(images, self.autoencoder.config.size)
         return self.scaler(self.autoencoder.encode(images.to(self.device)))
 
     def decode(
@@ -311,9 +308,17 @@ def load_first_stage(
 def find_model(
     path: str | Path,  # a folder, or the name of a model that comes with the package
 ) -> Path:
-    "The folder that is meant: the path itself if it exists or if no model has this name."
+    """The folder that is meant: the path itself if it exists or if no model has this name.
+
+    Raises `CfvaeError` for a folder of such a name that holds no model: the other may be meant."""
     path = check_path(path, "the model")
-    return path if path.exists() else shipped_weights(str(path)) or path
+    shipped = shipped_weights(str(path))
+    if shipped is None or not path.exists():
+        return shipped or path
+    names = ("recipe.json", "pipeline.json", "pipeline", "config.json", "first_stage.json")
+    message = f"the folder {path} holds no model, and hides the one of this name that comes with the package"
+    check(any((path / name).exists() for name in names), f"{message}: rename it, or work in another folder")
+    return path
 
 
 # %% ../nbs/12_pipeline.ipynb #7fc91778

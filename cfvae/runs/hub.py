@@ -216,6 +216,10 @@ def run_card(
 
     check_name(repo_id)
     folder = check_path(folder, "the run")
+    way_out = (
+        "a pipeline or a tuning needs a card of your own: cfvae.runs.hub.publish in Python, with model_card"
+    )
+    check((folder / "recipe.json").is_file(), f"{folder} is not a run folder (no recipe.json): {way_out}")
     recipe = public_recipe(load_recipe(folder))
     pipe = load_model(folder)
     log, step = read_trained_log(folder)

@@ -134,6 +134,13 @@ def test_a_path_is_named(path):
     assert check_path(".") == check_path(Path()) == Path(".")
 
 
+@pytest.mark.parametrize("path", ["a\0b", "x" * 256, Path("runs") / ("é" * 128)])
+def test_a_path_is_one_that_a_disk_can_hold(path):
+    with pytest.raises(CfvaeError, match="^the run is .*: a name has 255 bytes at most, and no zero byte"):
+        check_path(path, "the run")
+    assert check_path("x" * 255).name == "x" * 255
+
+
 def test_the_home_folder_is_no_folder_called_tilde(monkeypatch):
     monkeypatch.setenv("HOME", "/home/of/somebody")
     assert check_path("~/models") == check_path(Path("~/models")) == Path("/home/of/somebody/models")

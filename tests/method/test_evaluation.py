@@ -1,5 +1,6 @@
 "Tests of cfvae.evaluation: the shipped judge is good; the measures see what they say, and no more."
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from cfvae import evaluation
 from cfvae.core import CfvaeError, from_uint8, make_generator
 from cfvae.data import BACKGROUNDS, FACTORS, ImageDataset, Shapes, render_shapes
+from cfvae.distances import nearest_images
 from cfvae.evaluation import (
     Classifier,
     ClassifierConfig,
@@ -543,3 +545,24 @@ def test_a_judge_has_a_folder():
     for folder in ("", None):
         with pytest.raises(CfvaeError, match="the folder is"):
             load_classifier(folder)
+
+
+LOOKERS = {
+    "predict": lambda images: predict(shapes_classifier(), images),
+    "class_accuracy": lambda images: class_accuracy(shapes_classifier(), images, [0, 1]),
+    "features": lambda images: features(shapes_classifier(), images),
+    "measure_shapes": measure_shapes,
+    "nearest_images": lambda images: nearest_images(images, Shapes(4)),
+}
+
+
+@pytest.mark.parametrize("look", LOOKERS.values(), ids=LOOKERS)
+def test_pixels_of_another_range_are_told(look):
+    images, _ = Shapes(2, seed=1).batch([0, 1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        look(images)
+    with pytest.raises(CfvaeError, match="finite numbers up to 16 are needed"):
+        look((images + 1) * 127.5)
+    with pytest.warns(UserWarning, match="all pixels lie from 0 to 1, .*: of what .* give 2 . x - 1"):
+        look((images + 1) / 2)

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from cfvae.guidance import Guidance
 from cfvae.hvae import HierarchicalVAE, HierarchicalVAEConfig, TopDownBlock
 from cfvae.latents import LatentScaler
 from cfvae.onnx_export import SamplingHalf
-from cfvae.pipeline import LatentVAEPipeline, load_first_stage, resolve_precision
+from cfvae.pipeline import LatentVAEPipeline, find_model, load_first_stage, resolve_precision
 from cfvae.pretrained import describe_pretrained, import_diffusers, load_pretrained
 from cfvae.runs.saved import save_whole
 
@@ -610,6 +611,16 @@ def test_a_model_that_never_dropped_a_label_takes_no_step_without_one(pipe, plac
     for labels, guidance in ((None, None), ([0, len(CLASSES)], None), ([0], Guidance(1.0))):
         with pytest.raises(CfvaeError, match="label_drop 0, and knows no state without a label"):
             never(labels, guidance=guidance)
+
+
+@pytest.mark.parametrize("name", ["shapes", Path("cifar10")])
+def test_a_folder_that_hides_a_shipped_model_is_named(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(name, "dog").mkdir(parents=True)
+    with pytest.raises(CfvaeError, match=f"the folder {name} holds no model, and hides the one"):
+        LatentVAEPipeline.from_pretrained(name)
+    Path(name, "pipeline.json").touch()
+    assert find_model(name) == Path(name)
 
 
 def test_parts_must_fit(pipe):
