@@ -156,7 +156,7 @@ def why_blank(
     "What of the file may have made it so, and what to do; None where nothing is known."
     found = many_bit_range(path)
     if found is not None:
-        return f"{found}): scale the numbers of such files to the full range first"
+        return f"{found}; scale the numbers of such files to the full range first"
     try:
         with _open(path) as image:
             alpha = np.asarray(image.convert("RGBA").getchannel("A"))

@@ -268,9 +268,8 @@ def list_folder(
         flat = top.all_images()
         notes = _loose(tree, top) + _with_all_others(top) + _packed(tree)
         return Listing(Path(root), tuple(flat), (-1,) * len(flat), ("all",), notes, top.split_name())
-    where = "each class in a folder that is called as there"
-    has = f"the training split has the classes {first_few(classes)}: put the images of the other one likewise"
-    check(bool(folders), f"{name}: the validation split has no class folders, and {has}, {where}")
+    way_out = f"put its images into folders called like the classes of training: {first_few(classes)}"
+    check(bool(folders), f"{name}: the validation split has no class folders: {way_out}")
     unknown = [folder.base for folder in folders if folder.base not in classes]
     lacking = f"the validation split has classes that the training split lacks: {first_few(unknown)}"
     check(not unknown, f"{name}: {lacking} (it has {first_few(classes)})")

@@ -404,7 +404,11 @@ def deep_colours(x, y, top):
     ("name", "content", "told"),
     [
         ("logo.png", logo, "3 of 5 images come out nearly black or white.*logo.png: it is transparent"),
-        ("deep.tif", lambda x, y: deep_colours(x, y, 4095), "nearly black.*from 0 to 4095, and 65535 is"),
+        (
+            "deep.tif",
+            lambda x, y: deep_colours(x, y, 4095),
+            "nearly black.*from 0 to 4095, and 65535 is taken as white; scale",
+        ),
         ("deep.tif", lambda x, y: deep_colours(x, y, 65535), None),
         ("unit.tif", lambda x, y: Image.fromarray(np.float32(x / 10 - 1)), r"numbers outside.*from -1 to "),
         ("wide.tif", lambda x, y: Image.fromarray(np.float32(x * 200)), "outside.*3800, and 255 is taken"),
