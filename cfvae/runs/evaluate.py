@@ -18,7 +18,7 @@ from ..core import check, check_fields, check_seed, config_to_dict, get_device
 from ..data import ImageDataset
 from ..distances import nearest_images
 from ..files.names import first_few
-from ..pipeline import LatentVAEPipeline
+from ..pipeline import LatentVAEPipeline, resolve_precision
 from .bench import count_flops
 from .folder import load_model
 from .image_sets import ImageSet, Style, choose_images, draw, model_labels, open_images, reconstruct
@@ -30,6 +30,7 @@ from .output import say
 from .public import public_data, public_path
 
 FEWEST = 60  # images on either side
+MOST_UNEVEN = 2  # times as often as the mean class the most frequent one may be there without a remark
 TIMED = 64  # images in the batch that is timed
 MOST_LAYERED = 512  # held-out images whose layers are measured, at most
 
@@ -77,6 +78,7 @@ class Evaluation:
     layers: Layers
     costs: dict[str, dict[str, float]]  # style -> gflop and milliseconds of one image
     machine: Machine
+    drawn_in: str = "fp32"  # the precision of samples, and so of their costs: fp32 or bf16
 
     def to_dict(self) -> dict[str, typing.Any]:
         "As plain values, ready for JSON."
@@ -126,6 +128,7 @@ def evaluate(
         layers=measure_layers(pipe, real.images[some], None if labels is None else labels[some]),
         costs={style.name: _measure_cost(pipe, style) for style in styles},
         machine=describe_machine(pipe.device),
+        drawn_in=resolve_precision("auto", pipe.device),
     )
     return evaluation, shown
 
@@ -158,12 +161,20 @@ def _open(question: Question) -> tuple[LatentVAEPipeline, ImageDataset, ImageDat
 
 
 def _warn_of_missing_classes(pipe: LatentVAEPipeline, held: ImageDataset) -> None:
-    "Samples are of all classes of the model; distances grow where the data have only some of them."
+    "Samples are of all classes of the model, equally often; distances grow where the data are not."
     shown = {pipe.find_class(held.classes[label]) for label in held.labels.unique().tolist() if label >= 0}
     missing = [name for index, name in enumerate(pipe.classes) if index not in shown]
     if missing and shown - {None}:
         message = f"{held.name} has no held-out images of {first_few(missing)}, which samples will show"
         warnings.warn(f"{message}: they count as unlike the data", stacklevel=2)
+    elif pipe.classes and int(held.labels.min()) >= 0:
+        counts = held.labels.bincount()
+        often = int(counts.argmax())
+        times_the_mean = counts[often].item() * len(pipe.classes) / len(held)
+        message = f"{held.classes[often]} is on {counts[often]} of {len(held)} held-out images of {held.name}"
+        way_out = "distances count that as unlike the data, so compare with models of the same data only"
+        if times_the_mean > MOST_UNEVEN:
+            warnings.warn(f"{message}, and samples show all classes equally often: {way_out}", stacklevel=2)
 
 
 def _choose_styles(
@@ -233,7 +244,7 @@ def _likeness(real: torch.Tensor, coded: torch.Tensor) -> dict[str, float]:
 
 
 def _measure_cost(pipe: LatentVAEPipeline, style: Style) -> dict[str, float]:
-    "Floating-point operations and time of one image, drawn in a batch, in float32."
+    "Floating-point operations and time of one image, drawn in a batch as samples are: see `drawn_in`."
     pipe.vae.requires_grad_(False)  # the counter stumbles over weights that are not trained now
     call = functools.partial(draw, pipe, TIMED, style, 0)
     seconds = statistics.median(time_calls(call, pipe.device))

@@ -215,6 +215,16 @@ def test_classes_of_the_model_that_the_data_lack(saved, monkeypatch, recwarn, la
     assert said == warned * [f"{expected}: they count as unlike the data"]
 
 
+@pytest.mark.parametrize(("first", "warned"), [(8, False), (40, True)])
+def test_classes_that_the_data_show_more_often(saved, monkeypatch, recwarn, first, warned):
+    labels = [0] * first + [i % 10 for i in range(80 - first)]
+    images = ImageDataset(Shapes(80, size=16).images, labels, FACTORS["class"], "mine")
+    monkeypatch.setattr(evaluating, "open_images", lambda *arguments: (images, images))
+    evaluating._open(Question(str(saved), DATA, n=N, device="cpu"))
+    said = [str(one.message) for one in recwarn if "equally often" in str(one.message)]
+    assert len(said) == warned and all("disc is on 44 of 80 held-out images of mine" in one for one in said)
+
+
 def test_training_images_that_a_run_has_not_learned_from(runs, recwarn):
     open_images(runs / "unlabelled", "shapes:n=60", 16)
     assert not [one for one in recwarn if "was trained on other images" in str(one.message)]
