@@ -14,7 +14,7 @@ from cfvae.data import Shapes
 from cfvae.hvae import HierarchicalVAE, HierarchicalVAEConfig
 from cfvae.runs.compare import judging
 from cfvae.runs.compare.contestant import Material, Style
-from cfvae.runs.compare.figures import COLOURS, draw_quality, draw_training
+from cfvae.runs.compare.figures import COLOURS, draw_panels, draw_quality, draw_training
 from cfvae.runs.compare.material import Plan
 from cfvae.runs.compare.models import MODELS
 from cfvae.runs.compare.run import compare
@@ -321,10 +321,24 @@ def test_quality_stands_over_the_cost_of_an_image():
         assert lines(panel, COLOURS["vae"]) == [("-", [1.0], [0.7]), ("-", [1.0, 2.0], [0.6, 0.4])]
         assert lines(panel, COLOURS["flow"]) == [("-", [4.0, 8.0], [0.8, 0.5]), ("--", [6.0], [0.3])]
         assert [text.get_text() for text in panel.texts] == ["1", "16"]  # steps of Euler's method, unguided
+        above = [text.get_transform().transform(text.get_position())[1] for text in panel.texts]
+        assert min(above) > panel.bbox.y1  # where no marker is
+        assert {"1", "2", "5"} <= {label.get_text() for label in panel.get_xticklabels()}
     levels = {line.get_linestyle(): line.get_ydata()[0] for line in panels[1].get_lines() if len(
         line.get_xdata()) == 2 and line.get_color() == "0.35"}  # fmt: skip
     assert levels == {"--": 0.25, ":": 0.5}
     assert figure.get_suptitle() == "shapes, judged by judge, n = 1,500, 2 seeds"
+
+
+def test_a_panel_of_several_names_its_judge():
+    points = [{**point, "measures": {**point["measures"], "other": point["measures"]["judge"]}} for point in
+              COMPARISON["points"]]  # fmt: skip
+    floors = {name: {"measures": {"judge": {}, "other": {}}} for name in COMPARISON["floors"]}
+    comparison = {**COMPARISON, "points": points, "floors": floors}
+    figure = draw_panels(comparison, [("judge", "accuracy"), ("other", "frechet")])
+    labels = ["recognised as their class\njudge", "Fréchet distance (less is better)\nother"]
+    assert [panel.get_ylabel() for panel in figure.axes] == labels
+    assert figure.get_suptitle() == "shapes, judged by judge and other, n = 1,500, 2 seeds"
 
 
 def test_markers_tell_guidance_and_hollow_ones_what_is_unusual():
@@ -355,13 +369,14 @@ def test_the_legend_names_models_weights_and_floors():
         "guidance 1",
         "guidance 2",
         "guidance 3",
+        "above: Euler steps of the unguided flow",
         "temperature below 1, or Heun's method",
         "other real images",
         "the same, through the autoencoder",
     ]
     handles = legend.legend_handles
-    assert [handle.get_marker() for handle in handles[:7]] == ["o", "o", "o", "s", "^", "D", "o"]
-    assert [handle.get_linestyle() for handle in handles[7:]] == ["--", ":"]
+    assert [handle.get_marker() for handle in handles[:8]] == ["o", "o", "o", "s", "^", "D", "$8$", "o"]
+    assert [handle.get_linestyle() for handle in handles[8:]] == ["--", ":"]
 
 
 def test_training_is_drawn_against_flops():

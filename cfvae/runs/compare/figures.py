@@ -1,6 +1,7 @@
 """The figures of a comparison, drawn from comparison.json alone."""
 
 import io
+import math
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 
 from ...checkpoints import write_synced
 from ...core import PALETTE, set_style
@@ -56,27 +58,40 @@ def draw_quality(
     comparison: Fields,  # as comparison.json holds it
     judge: str,  # whose measures
 ) -> Figure:
-    "A panel for each measure against counted FLOPs of an image, with error bars and floors."
+    "A panel for each measure of a judge."
     known = comparison["points"][0]["measures"][judge]
-    panels = {measure: label for measure, label in PANELS.items() if measure in known}
+    return draw_panels(comparison, [(judge, measure) for measure in PANELS if measure in known])
+
+
+def draw_panels(
+    comparison: Fields,  # as comparison.json holds it
+    shown: Sequence[tuple[str, str]],  # a judge and a measure for each panel
+) -> Figure:
+    "Measures against counted FLOPs of an image, with error bars and floors."
+    rows = math.ceil(len(shown) / 2)
+    judges = list(dict.fromkeys(judge for judge, _ in shown))
     with matplotlib.rc_context():
         set_style()
-        figure = Figure(figsize=(10, 8.2), layout="constrained")
-        axes = list(figure.subplots(2, 2).flat)
-        for panel, (measure, label) in zip(axes, panels.items(), strict=False):
+        figure = Figure(figsize=(10, 1 + 3.6 * rows), layout="constrained")
+        axes = list(figure.subplots(rows, 2, squeeze=False).flat)
+        for panel, (judge, measure) in zip(axes, shown, strict=False):
             _draw_panel(panel, comparison, judge, measure)
+            label = PANELS[measure] if len(judges) == 1 else f"{PANELS[measure]}\n{judge}"
             panel.set(ylabel=label, xscale="log", xlabel="GFLOP for an image, its decoding included")
-        for panel in axes[len(panels) :]:
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # 0.5, 1, 2, ..., written out
+            panel.xaxis.set_major_formatter("{x:g}")
+            panel.xaxis.set_minor_locator(NullLocator())
+        for panel in axes[len(shown) :]:
             panel.set_axis_off()
-        figure.suptitle(_title(comparison, judge), fontsize=11)
+        figure.suptitle(_title(comparison, judges), fontsize=11)
         figure.legend(handles=_legend(comparison), loc="outside lower center", ncols=4, fontsize=9)
     return figure
 
 
-def _title(comparison: Fields, judge: str) -> str:
+def _title(comparison: Fields, judges: Sequence[str]) -> str:
     seeds = max(len(model["seeds"]) for model in comparison["models"].values())
     several = f"{seeds} seeds" if seeds > 1 else "one seed"
-    return f"{comparison['data']}, judged by {judge}, n = {comparison['n']:,}, {several}"
+    return f"{comparison['data']}, judged by {' and '.join(judges)}, n = {comparison['n']:,}, {several}"
 
 
 def _draw_panel(panel: Axes, comparison: Fields, judge: str, measure: str) -> None:
@@ -122,10 +137,9 @@ def _draw_line(
             elinewidth=1,
             capsize=2,
         )
-        if style["solver"] == "euler" and style["weight"] == 0:
-            panel.annotate(
-                str(style["steps"]), (x, y), (3, 4), textcoords="offset points", fontsize=7, color=colour
-            )
+        if style["solver"] == "euler" and style["weight"] == 0:  # above the panel, where no marker can be
+            above = panel.get_xaxis_transform()
+            panel.text(x, 1.01, str(style["steps"]), fontsize=8, color=colour, ha="center", transform=above)
 
 
 def _legend(comparison: Fields) -> list[Line2D]:
@@ -135,6 +149,9 @@ def _legend(comparison: Fields) -> list[Line2D]:
     for weight, marker in MARKERS.items():
         label = f"guidance {weight}" if weight else "unguided"
         handles.append(Line2D([], [], color="0.3", linestyle="", marker=marker, label=label))
+    if "flow" in comparison["models"]:
+        label = "above: Euler steps of the unguided flow"
+        handles.append(Line2D([], [], color=COLOURS["flow"], linestyle="", marker="$8$", label=label))
     hollow = "temperature below 1, or Heun's method"
     handles.append(
         Line2D([], [], color="0.3", linestyle="", marker="o", markerfacecolor="white", label=hollow)
@@ -157,7 +174,7 @@ def draw_training(
     with matplotlib.rc_context():
         set_style()
         columns = min(3, len(models))
-        rows = -(-len(models) // columns)
+        rows = math.ceil(len(models) / columns)
         figure = Figure(figsize=(3.6 * columns, 2.9 * rows), layout="constrained")
         panels = list(figure.subplots(rows, columns, squeeze=False).flat)
         for panel, (name, model) in zip(panels, models.items(), strict=False):
