@@ -177,7 +177,8 @@ def claim_run(
 def _check_first_stage(out: Path, recipe: Recipe) -> None:
     "Raises `CfvaeError` where stage two was begun on a stage one that is gone, and would be trained anew."
     stage = out / "autoencoder"
-    kept = (stage / "model").exists() or bool(list_checkpoints(stage / "checkpoints"))
+    weights = stage / "model" / "model.safetensors"
+    kept = weights.exists() or bool(list_checkpoints(stage / "checkpoints"))
     begun = has_model(out) or bool(list_checkpoints(out / "vae" / "checkpoints"))
     copy = "from a copy"
     if (out / "pipeline" / "autoencoder").exists():

@@ -219,15 +219,19 @@ def test_a_model_without_its_checkpoints_is_not_trained_over(run, tmp_path, gone
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_second_stage_whose_first_is_gone_waits_for_it(run, tmp_path):
+@pytest.mark.parametrize("gone", ["", "model/model.safetensors"])
+def test_a_second_stage_whose_first_is_gone_waits_for_it(run, tmp_path, gone):
     out = tmp_path / "run"
     shutil.copytree(run, out)
-    shutil.rmtree(out / "autoencoder")
+    shutil.rmtree(out / "autoencoder" / "checkpoints")
+    if gone:
+        (out / "autoencoder" / gone).unlink()
+    else:
+        shutil.rmtree(out / "autoencoder")
     longer = tiny(vae_training__steps=6)
     with pytest.raises(CfvaeError, match="put it back, as a copy of .*run/pipeline/autoencoder, or"):
         train(longer, "shapes:n=60", out, resume=True)
-    assert not (out / "autoencoder").exists()
-    shutil.copytree(out / "pipeline" / "autoencoder", out / "autoencoder" / "model")
+    shutil.copytree(out / "pipeline" / "autoencoder", out / "autoencoder" / "model", dirs_exist_ok=True)
     assert train(longer, "shapes:n=60", out, resume=True)
 
 
