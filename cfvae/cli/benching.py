@@ -128,7 +128,7 @@ def _print_table(table: Table) -> None:
 
 
 def _prepare_folder(out: str) -> Path:
-    "Make sure, before the work, that the folder is there and can be written to."
+    "Make sure, before the work, that the folder can be written to."
     check(bool(out.strip()), "--out is empty: give a folder for the numbers, such as bench")
     folder = Path(out)
     refuse_foreign(folder, ("bench.json",), {"machine", "training"})
@@ -139,6 +139,7 @@ def _prepare_folder(out: str) -> Path:
 
 def _write_json(path: Path, numbers: dict[str, Any]) -> None:
     text = json.dumps(numbers, indent=1) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_synced(path, text.encode())
     print(f"written: {path}")
 

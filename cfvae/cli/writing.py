@@ -20,6 +20,8 @@ from PIL import Image
 
 from ..checkpoints import write_synced
 from ..core import CfvaeError, check, from_uint8, image_grid
+from ..files.ways import check_way
+from ..runs.free import check_writable
 from ..runs.saved import MARK, as_png
 
 LONGEST_NAME = 60  # characters of a class in a file's name, of four bytes at most
@@ -30,12 +32,13 @@ def prepare_file(
     ending: str,  # as .png
     option: str,  # which option says so
 ) -> None:
-    """Make sure, before the work, that a file can be called so, and that its folder is there.
+    """Make sure, before the work, that a file can be called so, and that its folder takes files.
 
     Raises `CfvaeError` for a file that is there and that cfvae did not write, such as a photograph."""
     named = path.suffix.lower() == ending and not path.is_dir()
     check(named, f"{option} is {path}: give the name of a {ending} file")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_way(path.parent)
+    check_writable(path.parent)
     foreign = path.exists() and path.stat().st_size > 0 and not _is_ours(path)
     check(not foreign, f"{option} is {path}, which cfvae did not write: move it away, or choose another name")
 
@@ -80,6 +83,7 @@ def save_grid(
     "Save images as one picture; small ones are enlarged by a whole number."
     pixels = from_uint8(torch.as_tensor(images)).permute(0, 3, 1, 2)
     scale = max(1, 64 // images.shape[1])
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_synced(path, as_png(image_grid(pixels, columns, scale=scale)))
 
 
@@ -118,6 +122,7 @@ def open_npz(
     """A file that numpy reads as one uint8 array, `arr_0`. Raises `CfvaeError` where the disk is too full.
 
     It is written piece by piece, as the array may not fit into memory, and gets its name when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     need = math.prod(shape)
     free = shutil.disk_usage(path.parent).free
     sizes = f"{need / 1e9:.1f} GB are needed and the disk has {free / 1e9:.1f} GB"

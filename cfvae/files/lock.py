@@ -51,8 +51,17 @@ class FolderLock:
         if self._lock is not None and self._owner == os.getpid():
             with contextlib.suppress(OSError):
                 (self.folder / OWNER_FILE).unlink()  # before the release: afterwards it may be another's
+            if kind is not None:
+                self._leave_nothing_empty()
             self._lock.release()
         self._lock = None
+
+    def _leave_nothing_empty(self) -> None:
+        "What was refused before anything was written leaves no folder behind."
+        with contextlib.suppress(OSError):  # Windows removes no file that is open
+            if [path.name for path in self.folder.iterdir()] == [LOCK_FILE]:
+                (self.folder / LOCK_FILE).unlink()
+                self.folder.rmdir()
 
     def _create_lock_file(self) -> Path:
         "The lock file, made where it is missing; so an error afterwards is one of locking, not of writing."

@@ -33,7 +33,7 @@ _TEMPLATES = jinja2.Environment(
 def prepare_folder(
     folder: str | Path,  # where numbers and page are to be written
 ) -> Path:
-    "Make sure that it is there, can be written to, and holds nothing of others that would be replaced."
+    "Make sure that it can be written to, and holds nothing of others that would be replaced."
     folder = check_path(folder)
     check(not folder.is_file(), f"--out is {folder}, and a file is called so: give a folder")
     refuse_foreign(folder, ("evaluation.json", "evaluation.html"), {"question", "rows"})
@@ -50,6 +50,7 @@ def write_evaluation(
     folder = prepare_folder(folder)
     numbers, page = folder / "evaluation.json", folder / "evaluation.html"
     text = json.dumps(_plain(evaluation.to_dict()), indent=1)
+    folder.mkdir(parents=True, exist_ok=True)
     write_synced(numbers, f"{text}\n".encode())
     write_synced(page, render_evaluation(evaluation, shown).encode())
     return numbers, page

@@ -263,6 +263,25 @@ def test_nor_is_what_was_made_of_it(run, place):
     refused(f"evaluate {place} --data shapes --n 20 --guidance-sweep --out judged", "label_drop 0")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "reconstruct nosuch --data shapes --out fresh/x.png",
+        "reconstruct run --data folder:nosuch --out fresh/x.png",
+        "sample run --n 2 --temperature 1,2 --npz fresh/x.npz",
+        "evaluate nosuch --data shapes --out fresh",
+        "evaluate run --data shapes:n=70 --n 71 --out fresh",
+        "compare --preset shapes-demo --data folder:nosuch --out fresh",
+        "compare --preset shapes-demo --vae nosuch --out fresh",
+        "export-onnx nosuch --out fresh",
+        "bench --preset nosuch --out fresh",
+    ],
+)
+def test_what_is_refused_leaves_no_folder_behind(run, line):
+    refused(line)
+    assert not Path("fresh").exists()
+
+
 def test_more_than_a_disk_can_hold_is_refused_at_once(plain, monkeypatch):
     refused("sample plain --n 1000000000 --npz x.npz", "--n")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=32 * 32 * 3 * 5 - 1))
