@@ -177,7 +177,7 @@ def test_no_gpu(run):
 def test_places_that_cannot_be_written(run):
     Path("file").write_text("in the way")
     refused(f"{TINY} --out file/run", "cannot use file/run", "choose a folder")
-    refused("sample run --out file/x.png", "file", "check the path")
+    refused("sample run --out file/x.png", "file", "move away the file")
     refused("encode run --data shapes:n=9 --out file", "file is a file")
 
 

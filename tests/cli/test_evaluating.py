@@ -50,7 +50,7 @@ def test_options_are_read_as_for_sample(unmeasured):
 def test_out_is_looked_at_before_the_work(unmeasured):
     Path("taken").write_text("")
     refused("evaluate shapes --data shapes --out taken", "--out is taken, and a file is called so")
-    refused("evaluate shapes --data shapes --out taken/below", "Not a directory")
+    refused("evaluate shapes --data shapes --out taken/below", "File exists")
     Path("mine").mkdir()
     Path("mine/evaluation.json").write_text('{"rows": 3}')
     refused("evaluate shapes --data shapes --out mine", "evaluation.json, which cfvae did not write")
