@@ -26,6 +26,7 @@ class FolderLock:
     ) -> None:
         self.folder = check_path(folder)
         self._lock: FileLock | None = None
+        self._made_folder = False
         self._owner = 0  # the process that took the lock: a forked child must not give it back
 
     def __enter__(self) -> "FolderLock":
@@ -57,15 +58,16 @@ class FolderLock:
         self._lock = None
 
     def _leave_nothing_empty(self) -> None:
-        "What was refused before anything was written leaves no folder behind."
+        "What was refused before anything was written leaves no folder behind; one that was there stays."
         with contextlib.suppress(OSError):  # Windows removes no file that is open
-            if [path.name for path in self.folder.iterdir()] == [LOCK_FILE]:
+            if self._made_folder and [path.name for path in self.folder.iterdir()] == [LOCK_FILE]:
                 (self.folder / LOCK_FILE).unlink()
                 self.folder.rmdir()
 
     def _create_lock_file(self) -> Path:
         "The lock file, made where it is missing; so an error afterwards is one of locking, not of writing."
         path = self.folder / LOCK_FILE
+        self._made_folder = not self.folder.exists()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             path.touch()

@@ -155,3 +155,13 @@ def test_read_only_folder(tmp_path):
 def test_a_folder_that_is_not_there_yet_is_made(tmp_path):
     with FolderLock(tmp_path / "runs" / "new"):
         refused(tmp_path / "runs" / "new")
+
+
+@pytest.mark.parametrize("was_there", [True, False])
+def test_what_is_refused_takes_along_only_a_folder_of_its_own(tmp_path, was_there):
+    folder = tmp_path / "run"
+    if was_there:
+        folder.mkdir()
+    with pytest.raises(RuntimeError), FolderLock(folder):
+        raise RuntimeError("refused")
+    assert folder.exists() == was_there
