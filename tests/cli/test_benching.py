@@ -93,7 +93,7 @@ def test_out_is_looked_at_before_the_work(unmeasured):
     refused('bench --device cpu --out ""', "--out is empty: give it a value")
     Path("taken").write_text("")
     refused("bench --device cpu --out taken", "cannot write to taken (File exists): move away the file")
-    refused("bench --device cpu --out taken/below", "(Not a directory): move away the file")
+    refused("bench --device cpu --out taken/below", "cannot write to taken/below (")
     for name in ("bench.json", "bench-scale.json", "bench-scale.png"):
         Path("mine").mkdir()
         Path("mine", name).write_text("mine")
