@@ -20,7 +20,7 @@ from cfvae.data import Shapes
 from cfvae.evaluation import shapes_classifier, shipped_classifier
 from cfvae.runs.pixel_models import PIXEL_SCHEDULES
 from common import Record
-from information import SCHEDULES, pull, reweighting, schedules
+from information import pull, reweighting
 from pixels_and_codes import budget, steadiness
 from steering import guided, settings
 
@@ -52,8 +52,6 @@ def _tasks() -> list[Task]:
         options = {"side": side, "sigma_q": sigma_q, "rate": rate, "seed": seed}
         tasks.append(("10-steadiness", steadiness, options))
 
-    for seed, name in itertools.product(SEEDS, SCHEDULES):
-        tasks.append(("09-schedules", schedules, {"name": name, "seed": seed}))
     for seed, steps, steepness in itertools.product(SEEDS, (1500, 150), (1, 10, 1000)):
         tasks.append(("09-pull", pull, {"steepness": steepness, "steps": steps, "seed": seed}))
     return tasks
