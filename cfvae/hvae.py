@@ -608,6 +608,7 @@ class HierarchicalVAE(LatentHierarchy, PyTorchModelHubMixin):
             self.config.learned_prior,
             "guidance needs a learned prior: with a unit prior both states predict the same N(0, I)",
         )
+        check(self.config.num_classes > 0, "guidance needs classes, and this model was trained without any")
         if labels is None:
             raise CfvaeError("guidance needs labels to steer towards")
         labels = whole_numbers(labels, "labels")

@@ -242,6 +242,9 @@ def _fetch(load: typing.Callable, source: str, **options: typing.Any) -> typing.
         parts = source.split("/")
         place = "/".join(parts[:2])
         subfolder = "/".join(parts[2:]) or None
+    own = local and any((Path(source) / name).exists() for name in ("recipe.json", "pipeline.json"))
+    alone = "is cfvae's own, and its first stage serves that run alone"
+    check(not own, f"the model {source} {alone}: an {' or '.join(_KINDS)} is needed")
 
     try:
         with warnings.catch_warnings():

@@ -12,7 +12,7 @@ from ..files.names import printable
 from ..pretrained import PretrainedConfig
 from ..recipes import Recipe
 from ..runs.callbacks import read_log
-from ..runs.folder import load_model, load_recipe
+from ..runs.folder import load_model, load_recipe, trained_steps
 from ..runs.presets import PRESETS, describe, preset
 from ..runs.trained import describe_training
 from .describing import count_millions, describe_models, describe_shape, list_names, saved_steps
@@ -81,10 +81,12 @@ def _describe_run(run: Path) -> dict[str, str]:
     classes = str(recipe.vae.num_classes or "none")
     if trained and recipe.vae.num_classes:
         classes += f": {list_names(load_model(run).classes)}"
+    steps = recipe.autoencoder_training.steps
+    finished = (run / "autoencoder" / "model").exists()
     if isinstance(recipe.autoencoder, PretrainedConfig):
         first_stage = f"pretrained: {recipe.autoencoder.source}"
     else:
-        first_stage = _describe_progress(run / "autoencoder", recipe.autoencoder_training.steps)
+        first_stage = _describe_progress(run / "autoencoder", steps, steps if finished else 0)
     if trained:
         place = str(run / "pipeline")
     else:
@@ -96,15 +98,19 @@ def _describe_run(run: Path) -> dict[str, str]:
         **describe_models(recipe.autoencoder, recipe.vae),
         "classes": classes,
         "autoencoder": first_stage,
-        "VAE": _describe_progress(run / "vae", recipe.vae_training.steps),
+        "VAE": _describe_progress(run / "vae", recipe.vae_training.steps, trained_steps(run) or 0),
         "model": place,
     }
 
 
-def _describe_progress(stage: Path, steps: int) -> str:
+def _describe_progress(
+    stage: Path,
+    steps: int,  # asked for
+    kept: int,  # steps of the model that is there; 0: there is none
+) -> str:
     "How far a stage is: steps saved, last line of the log, checkpoints."
     saved = saved_steps(stage)
-    progress = f"{max(saved, default=0)} of {steps} steps saved"
+    progress = f"{max([kept, *saved])} of {steps} steps saved"
     log = read_log(stage / "log.jsonl")
     if log:
         last = log[-1]

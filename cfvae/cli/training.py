@@ -64,6 +64,11 @@ def choose_recipe(
     elif name is not None:
         recipe = preset(name)
     else:
+        lost = resume and out.is_dir() and any(out.iterdir())
+        check(
+            not lost,
+            f"{out} holds no recipe.json, so nothing can go on: put it back, or choose another --out",
+        )
         raise CfvaeError("which recipe? Give --preset NAME; `cfvae presets` lists them")
 
     if autoencoder is None:

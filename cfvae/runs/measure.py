@@ -58,7 +58,7 @@ class Stage:
 
     steps: int  # done, with a log or without
     of: int  # asked for
-    skipped: int  # steps whose gradient was too large
+    skipped: float  # steps whose gradient was too large; NaN without a log
     examples_per_second: float  # median over the log; NaN without one
     fell_in_last_tenth: float  # how much of the mean loss went from the last tenth but one to the last
     last: dict[str, float]  # of loss, distortion, rate, psnr: what the log's last line holds
@@ -188,7 +188,7 @@ def _stage(run: Run, name: str) -> Stage:
     return Stage(
         steps=known,
         of=asked,
-        skipped=last.get("skipped", 0),
+        skipped=last.get("skipped", math.nan),
         examples_per_second=statistics.median(speeds) if speeds else math.nan,
         fell_in_last_tenth=1 - late / before if comparable else math.nan,
         last={key: last[key] for key in ("loss", "distortion", "rate", "psnr") if key in last},

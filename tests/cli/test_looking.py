@@ -9,7 +9,7 @@ from commandline import done, refused
 from cfvae.autoencoder import Autoencoder
 from cfvae.core import count_parameters
 from cfvae.hvae import HierarchicalVAE
-from cfvae.runs.folder import load_model
+from cfvae.runs.folder import load_model, load_recipe
 from cfvae.runs.presets import PRESETS, describe, preset
 from cfvae.runs.trained import TRAINED
 
@@ -51,6 +51,16 @@ def test_info_of_a_finished_run_and_of_its_pipeline(run):
     of_pipeline = done("info run/pipeline")
     for text in (f"autoencoder {first:.2f} M, VAE {second:.2f} M", "10: disc, ring"):
         assert text in out and text in of_pipeline
+
+
+def test_info_of_a_finished_run_without_checkpoints(run):
+    for stage in ("autoencoder", "vae"):
+        shutil.rmtree(run.path / stage / "checkpoints")
+    out = done("info run")
+    steps = [load_recipe(run.path).autoencoder_training.steps, 30]
+    for step in steps:
+        assert f"{step} of {step} steps saved" in out
+    assert out.count("checkpoints: none") == 2
 
 
 def test_info_of_a_model_without_classes(plain):

@@ -29,6 +29,10 @@ def test_reconstruct_draws_a_row_per_depth(run):
             assert abs(drawn - expected).max() <= 1
 
 
+def test_a_row_of_no_layers_would_be_the_autoencoder_twice(run):
+    refused("reconstruct run --data shapes:n=9,seed=4 --n 3 --depths 0,all --out rows.png", "--depths: 0 is")
+
+
 def test_reconstruct_matches_classes_by_name(run, monkeypatch):
     for name, grey in (("star", 40), ("heart", 200)):
         Path("two", name).mkdir(parents=True)

@@ -77,6 +77,12 @@ def test_a_run_can_be_trained_longer(run):
     assert Path("longer/autoencoder/model/model.safetensors").read_bytes() == first
 
 
+def test_a_run_that_lost_its_recipe_says_so(run):
+    (run.path / "recipe.json").unlink()
+    refused("train --out run --resume", "run holds no recipe.json")
+    refused("train --out nothing-there --resume", "which recipe?")
+
+
 def test_a_run_follows_its_images_to_another_place():
     for name, grey in (("a", 50), ("b", 200)):
         Path("here", name).mkdir(parents=True)

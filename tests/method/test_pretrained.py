@@ -224,6 +224,11 @@ def test_sources_that_are_not_there(saved, tmp_path, monkeypatch):
     (tmp_path / "own" / "config.json").write_text(json.dumps({"size": 32, "widths": [64]}))  # cfvae's own
     with pytest.raises(CfvaeError, match="own is not in diffusers' form; .* or VQModel is needed"):
         describe_pretrained(str(tmp_path / "own"), 16)
+    for mark in ("recipe.json", "pipeline.json"):
+        (tmp_path / mark).write_text("{}")
+        with pytest.raises(CfvaeError, match="is cfvae's own, .* or VQModel is needed"):
+            describe_pretrained(str(tmp_path), 16)
+        (tmp_path / mark).unlink()
     (tmp_path / "other" / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
     with pytest.raises(CfvaeError, match="UNet2DModel"):
         describe_pretrained(str(tmp_path / "other"), 16)
