@@ -72,7 +72,7 @@ def check_writable(
     It is not made yet: what is refused afterwards would leave it behind, empty."""
     try:
         nearest = next(way for way in (folder, *folder.parents) if way.exists())
-        nearest.mkdir(exist_ok=True)  # complains of a file
+        nearest.mkdir(parents=True, exist_ok=True)  # complains of a file
         with tempfile.TemporaryFile(dir=nearest):
             return
     except OSError as error:

@@ -143,7 +143,8 @@ def test_an_ablation_is_judged_guided_where_it_can_be(toy):
     assert sum(guided["rates"]) == pytest.approx(guided["rate"], rel=1e-4)
 
 
-def test_errors_of_the_one_layer_model_add_up(toy):
+def test_errors_of_the_one_layer_model_add_up(toy, monkeypatch):
+    monkeypatch.setattr(one_layer, "DRAWS", 256)  # all whose rate is measured
     name = one_layer.variant(1, 6000)
     record = one_layer.one_layer(Job("06_vae", name, 0, 1), toy)
     assert record["total"] == pytest.approx(record["open"] + record["network"] + record["cross"], rel=1e-4)

@@ -78,9 +78,11 @@ def test_of_three_judges_the_last_one_chooses(monkeypatch):
 )
 def test_the_fewest_images_that_can_be_judged(monkeypatch, held, n, refused):
     pipe = types.SimpleNamespace(
-        to=lambda device: pipe, classes=(), autoencoder=new_pipeline(preset("shapes-demo")).autoencoder
+        to=lambda device: pipe,
+        classes=(),
+        autoencoder=new_pipeline(preset("shapes-demo")).autoencoder,
+        guidable=False,
     )
-    pipe.vae = types.SimpleNamespace(config=types.SimpleNamespace(learned_prior=True))
 
     class Images(list):
         name, labels, classes = "photos", torch.zeros(0), ()

@@ -151,7 +151,7 @@ def test_a_name_stands_for_the_shipped_folder(pipe, tmp_path, monkeypatch):
     with pytest.raises(CfvaeError, match="shapez"):
         LatentVAEPipeline.from_pretrained("shapez")
     (tmp_path / "shapes").mkdir()  # what exists at the path comes first
-    with pytest.raises(CfvaeError, match="no pipeline"):
+    with pytest.raises(CfvaeError, match="hides the one of this name"):
         LatentVAEPipeline.from_pretrained("shapes")
 
 
