@@ -163,7 +163,7 @@ def test_model_without_classes(plain):
     assert sorted(os.listdir("plain-files")) == ["000000.png", "000001.png", "000002.png"]
     refused("sample plain --classes star --out x.png", "no class 'star'", "no classes")
     refused("sample plain --labels 0 --out x.png", "without classes")
-    refused("sample plain --mean-weight 1 --out x.png", "guidance needs labels")
+    refused("sample plain --mean-weight 1 --out x.png", "guidance needs classes")
 
 
 @pytest.mark.parametrize(
