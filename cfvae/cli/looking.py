@@ -81,11 +81,11 @@ def _describe_run(run: Path) -> dict[str, str]:
     classes = str(recipe.vae.num_classes or "none")
     if trained and recipe.vae.num_classes:
         classes += f": {list_names(load_model(run).classes)}"
-    steps = recipe.autoencoder_training.steps
-    finished = (run / "autoencoder" / "model").exists()
     if isinstance(recipe.autoencoder, PretrainedConfig):
         first_stage = f"pretrained: {recipe.autoencoder.source}"
     else:
+        steps = recipe.autoencoder_training.steps
+        finished = (run / "autoencoder" / "model").exists()
         first_stage = _describe_progress(run / "autoencoder", steps, steps if finished else 0)
     if trained:
         place = str(run / "pipeline")

@@ -75,10 +75,7 @@ def read_depths(
             depths.append(None)
         else:
             check(_is_number(part), f"--depths: '{part}' is not a number of layers: write it as in 1,4,all")
-            check(
-                int(part) > 0,
-                "--depths: 0 is the autoencoder alone, which is drawn anyway: leave it out",
-            )
+            check(int(part) > 0, "--depths: 0 is the autoencoder alone, which is drawn anyway: leave it out")
             depths.append(int(part))
     check(len(depths) > 0, f"--depths is '{text}': name at least one, as in 1,4,all")
     return depths

@@ -65,10 +65,8 @@ def choose_recipe(
         recipe = preset(name)
     else:
         lost = resume and out.is_dir() and any(out.iterdir())
-        check(
-            not lost,
-            f"{out} holds no recipe.json, so nothing can go on: put it back, or choose another --out",
-        )
+        way_out = "put it back, or choose another --out"
+        check(not lost, f"{out} holds no recipe.json, without which no run goes on: {way_out}")
         raise CfvaeError("which recipe? Give --preset NAME; `cfvae presets` lists them")
 
     if autoencoder is None:

@@ -140,9 +140,8 @@ def many_bit_range(
     "The range of a file of 16 or more bits; None for all other files."
     try:
         with _open(path) as image:
-            if not _has_many_bits(image) and ";16" not in str(
-                getattr(image, "tile", "")
-            ):  # before it is loaded
+            colours_of_16_bits = ";16" in str(getattr(image, "tile", ""))  # known until it is loaded
+            if not _has_many_bits(image) and not colours_of_16_bits:
                 return None
             low, high = _value_range(image)
             return Range(low, high, _full_scale(image, high), _is_negative(image))
